@@ -1,0 +1,50 @@
+# make quickstart   the whole loop on this machine, from nothing: report.html at the end
+# make test         every test
+# Everything below sets itself up (virtual environment in .venv, system packages where they can be installed).
+#
+# PYTHON=python3.12                                     another interpreter (3.11 or newer)
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu      the index torch comes from: CPU wheels (small), or …/cu126 for CUDA.
+#                                                       Empty: whatever pip is configured to use.
+# OUT=quickstart-out                                    where quickstart writes
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+OUT ?= quickstart-out
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHON TORCH_INDEX VENV
+
+.PHONY: setup setup-dev quickstart check test soak bench docs clean
+
+setup: $(VENV)/.ready-all
+setup-dev: $(VENV)/.ready-dev
+
+$(VENV)/.ready-%: pyproject.toml scripts/setup.sh
+	scripts/setup.sh $*
+	@touch $@
+
+quickstart: setup
+	$(BIN)/kiridashi quickstart --out $(OUT)
+
+check: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+test: setup-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+soak: setup-dev
+	$(BIN)/python -m pytest
+
+bench: setup-dev
+	$(BIN)/python -m benchmarks
+
+docs: setup-dev
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) docs/_build build dist quickstart-out

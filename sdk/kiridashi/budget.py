@@ -1,0 +1,163 @@
+"""Budgets (what a device may spend) and measurements (what a model was seen to spend)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from kiridashi.errors import BudgetError
+
+MIB = 1024 * 1024
+_SIZE_UNITS = {
+    "": 1,
+    "b": 1,
+    "kib": 1024,
+    "mib": MIB,
+    "gib": 1024 * MIB,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+}
+_TIME_UNITS_MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
+_QUANTITY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)\s*$", re.IGNORECASE)
+
+Limit = Literal["memory", "file", "latency"]
+
+
+class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Limits for one model on one device class; ``None`` means "no limit".
+
+    Attributes:
+        memory_bytes: peak resident memory of the process that serves the model, runtime included.
+        file_bytes: size of the model file that the device runs.
+        latency_p95_ms: 95th percentile of one prediction's wall time, batch 1, in milliseconds.
+    """
+
+    memory_bytes: int | None = None
+    file_bytes: int | None = None
+    latency_p95_ms: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read ``"memory=96MiB,file=4MiB,latency=5ms"``; every limit is optional.
+
+        Raises:
+            BudgetError: an unknown limit or unit, a limit given twice, or a value of zero.
+        """
+        values: dict[str, float] = {}
+        for part in filter(None, (piece.strip() for piece in text.split(","))):
+            name, sign, quantity = part.partition("=")
+            name = name.strip()
+            if not sign or name not in _FIELDS:
+                raise _unreadable(text, f"'{part}' is not one of memory=…, file=…, latency=…")
+            field, read = _FIELDS[name]
+            if field in values:
+                raise _unreadable(text, f"'{name}' is given twice")
+            values[field] = read(text, quantity)
+        return msgspec.convert(values, cls, strict=False)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.memory_bytes is not None:
+            parts.append(f"memory={self.memory_bytes / MIB:.1f}MiB")
+        if self.file_bytes is not None:
+            parts.append(f"file={self.file_bytes / MIB:.2f}MiB")
+        if self.latency_p95_ms is not None:
+            parts.append(f"latency={self.latency_p95_ms:.3g}ms")
+        return ",".join(parts) or "unlimited"
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """What one model file was measured to need, in a fresh process of its own.
+
+    ``memory_bytes`` is the process's peak resident set, runtime and interpreter included; latencies are
+    wall times of single predictions after warm-up. ``memory_limit`` says how a limit was enforced:
+    ``"cgroup"``, ``"rlimit"`` or ``"none"``.
+    """
+
+    memory_bytes: int
+    file_bytes: int
+    latency_p50_ms: float
+    latency_p95_ms: float
+    latency_p99_ms: float
+    load_ms: float
+    runs: int
+    runtime: str
+    threads: int
+    hardware: Literal["real", "emulated"]
+    memory_limit: Literal["cgroup", "rlimit", "none"] = "none"
+    notes: tuple[str, ...] = ()
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Whether a measurement stays inside a budget; ``exceeded`` names every limit that it breaks."""
+
+    within: bool
+    exceeded: tuple[Limit, ...] = ()
+
+    def describe(self, budget: Budget, measured: Measurement) -> str:
+        """One sentence with the numbers of the limits that are broken, or of all when none is."""
+        facts: dict[Limit, str] = {
+            "memory": f"memory {measured.memory_bytes / MIB:.1f} MiB of {_mib(budget.memory_bytes)}",
+            "file": f"file {measured.file_bytes / MIB:.2f} MiB of {_mib(budget.file_bytes)}",
+            "latency": f"p95 {measured.latency_p95_ms:.3g} ms of {_ms(budget.latency_p95_ms)}",
+        }
+        if self.within:
+            return "inside the budget: " + ", ".join(facts.values())
+        return "over the budget: " + ", ".join(facts[limit] for limit in self.exceeded)
+
+
+def judge(budget: Budget, measured: Measurement) -> Verdict:
+    """Compare a measurement with a budget; a limit is kept when measured <= limit."""
+    pairs: tuple[tuple[Limit, float | None, float], ...] = (
+        ("memory", budget.memory_bytes, measured.memory_bytes),
+        ("file", budget.file_bytes, measured.file_bytes),
+        ("latency", budget.latency_p95_ms, measured.latency_p95_ms),
+    )
+    exceeded = tuple(name for name, limit, value in pairs if limit is not None and value > limit)
+    return Verdict(within=not exceeded, exceeded=exceeded)
+
+
+def _read_quantity(text: str, quantity: str, units: dict[str, float]) -> float:
+    match = _QUANTITY.match(quantity)
+    unit = match.group(2).lower() if match else ""
+    if match is None or unit not in units:
+        raise _unreadable(text, f"'{quantity}' needs a number and one of {', '.join(filter(None, units))}")
+    value = float(match.group(1)) * units[unit]
+    if value <= 0:
+        raise _unreadable(text, "a limit must be above zero")
+    return value
+
+
+def _read_size(text: str, quantity: str) -> float:
+    return int(_read_quantity(text, quantity, dict(_SIZE_UNITS)))
+
+
+def _read_time(text: str, quantity: str) -> float:
+    return _read_quantity(text, quantity, _TIME_UNITS_MS)
+
+
+_FIELDS: dict[str, tuple[str, Callable[[str, str], float]]] = {
+    "memory": ("memory_bytes", _read_size),
+    "file": ("file_bytes", _read_size),
+    "latency": ("latency_p95_ms", _read_time),
+}
+
+
+def _unreadable(text: str, why: str) -> BudgetError:
+    return BudgetError(
+        f"the budget '{text}' cannot be read",
+        why=why,
+        next_step="write it like memory=96MiB,file=4MiB,latency=5ms",
+    )
+
+
+def _mib(limit: int | None) -> str:
+    return "no limit" if limit is None else f"{limit / MIB:.2f} MiB"
+
+
+def _ms(limit: float | None) -> str:
+    return "no limit" if limit is None else f"{limit:.3g} ms"

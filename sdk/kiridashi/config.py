@@ -1,0 +1,193 @@
+"""A device's settings: one TOML file, checked as a whole before anything is used."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from kiridashi.errors import InputError
+from kiridashi.messages import check_name
+
+CONFIG_NAME = "config.toml"
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class DeviceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[device]``: the enrolled name and the state folder (default: the folder of the file)."""
+
+    id: str
+    state_dir: Path = Path()
+
+
+class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[broker]``: where the broker is, and the files of the mutual TLS connection."""
+
+    host: str
+    port: Port = 8883
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the connection is encrypted; always so, except to a broker on this machine."""
+        return self.ca is not None
+
+
+class LineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[lines.NAME]``: how one line's model runs here.
+
+    ``samples`` is a folder of labelled samples; without it, or with ``tune = false``, nothing is tuned.
+    """
+
+    samples: Path | None = None
+    runtime: Literal["auto", "onnxruntime", "litert"] = "auto"
+    threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    tune: bool = True
+
+
+class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[limits]``: how long to wait and how much to leave free."""
+
+    request_timeout_s: Seconds = 10.0
+    retry_wait_s: Seconds = 15.0
+    job_timeout_s: Seconds = 900.0
+    window: Annotated[int, msgspec.Meta(ge=1, le=32)] = 4
+    free_disk_mib: Annotated[int, msgspec.Meta(ge=0)] = 16
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file. All paths are absolute once :func:`load_config` has read it."""
+
+    device: DeviceSection
+    broker: BrokerSection
+    lines: dict[str, LineSection] = {}
+    limits: LimitsSection = LimitsSection()
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises:
+        InputError: no such file, not TOML, an unknown or missing key, a value of the wrong type or out of
+        range,
+            or a broker on another machine without TLS files.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"there is no configuration at {path}",
+            why="this device is not enrolled, or its state is in another folder",
+            next_step="run kiridashi-agent enroll request, or name the folder with --state",
+        ) from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} cannot be read as TOML", why=str(error)) from error
+    _refuse_unknown(path, raw, Config, "")
+    for name, section in _tables(raw.get("lines")).items():
+        _refuse_unknown(path, section, LineSection, f"lines.{name}.")
+    try:
+        config = msgspec.convert(raw, Config, dec_hook=_decode_path)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{path} has a value that cannot be used", why=str(error)) from error
+    _check(path, config)
+    return _absolute(config, path.resolve().parent)
+
+
+def render_config(config: Config) -> str:
+    """The TOML text of a configuration; keys that stand at their default are left out."""
+    sections: list[str] = []
+    plain = msgspec.to_builtins(config, enc_hook=str)
+    defaults = {"broker": {"port": 8883}, "limits": msgspec.to_builtins(LimitsSection())}
+    line_defaults = msgspec.to_builtins(LineSection())
+    for name in ("device", "broker", "limits"):
+        sections.append(_render(name, plain[name], defaults.get(name, {})))
+    for line, section in sorted(plain["lines"].items()):
+        sections.append(_render(f"lines.{line}", section, line_defaults))
+    return "\n".join(filter(None, sections))
+
+
+def _render(name: str, section: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    rows = [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in section.items()
+        if value is not None and value != defaults.get(key)
+    ]
+    if not rows and not name.startswith("lines."):
+        return ""
+    return "\n".join([f"[{name}]", *rows, ""])
+
+
+def _refuse_unknown(path: Path, table: Mapping[str, Any], kind: type[msgspec.Struct], prefix: str) -> None:
+    known = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in table.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            raise InputError(
+                f"{path}: the key '{prefix}{key}' is unknown",
+                why=f"known here: {', '.join(sorted(known))}",
+                next_step=f"did you mean '{prefix}{close[0]}'?" if close else "remove it",
+            )
+        inner = known[key]
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            _refuse_unknown(path, value, inner, f"{prefix}{key}.")
+
+
+def _tables(value: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict):
+        return {}
+    return {name: section for name, section in value.items() if isinstance(section, dict)}
+
+
+def _decode_path(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"expected a path in quotes, got {type(value).__name__}")
+
+
+def _check(path: Path, config: Config) -> None:
+    check_name(config.device.id, "device")
+    for line in config.lines:
+        check_name(line, "line")
+    broker = config.broker
+    given = [file for file in (broker.ca, broker.cert, broker.key) if file is not None]
+    if len(given) not in (0, 3):
+        raise InputError(f"{path}: broker.ca, broker.cert and broker.key belong together", why="some are missing")
+    if not given and not _is_loopback(broker.host):
+        raise InputError(
+            f"{path}: broker.ca, broker.cert and broker.key are missing for the broker {broker.host}",
+            why="it is on another machine: without TLS anybody on the way could read and change messages",
+            next_step="install the ticket of the enrolment: kiridashi-agent enroll install",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _absolute(config: Config, folder: Path) -> Config:
+    replace = msgspec.structs.replace
+    broker = config.broker
+    files = {
+        name: folder / file
+        for name, file in (("ca", broker.ca), ("cert", broker.cert), ("key", broker.key))
+        if file is not None
+    }
+    lines = {
+        name: replace(line, samples=folder / line.samples) if line.samples is not None else line
+        for name, line in config.lines.items()
+    }
+    device = replace(config.device, state_dir=folder / config.device.state_dir)
+    return replace(config, device=device, broker=replace(broker, **files), lines=lines)

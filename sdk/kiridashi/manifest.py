@@ -1,0 +1,199 @@
+"""The bundle manifest: one signed document that says what a model version is made of.
+
+The manifest is the TUF target; artifacts are content-addressed and listed in it chunk by chunk, so a
+device can check every chunk as it arrives, whoever it came from. The encoding is canonical (sorted keys,
+no white space): the same bundle always has the same bytes and so the same digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Literal
+
+import msgspec
+
+from kiridashi.budget import Budget
+from kiridashi.errors import BundleError
+
+FORMAT = "kiridashi-bundle/1"
+CHUNK_BYTES = 256 * 1024
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MAX_ARTIFACT_BYTES = 2 * 1024**3
+_SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+
+ArtifactKind = Literal[
+    "onnx-fp32",
+    "onnx-int8",
+    "tflite-fp32",
+    "tflite-fp16",
+    "tflite-int8",
+    "train-step",
+    "train-state",
+    "probe",
+]
+RuntimeName = Literal["onnxruntime", "litert"]
+RUNTIME_OF_KIND: dict[str, RuntimeName] = {
+    "onnx-fp32": "onnxruntime",
+    "onnx-int8": "onnxruntime",
+    "tflite-fp32": "litert",
+    "tflite-fp16": "litert",
+    "tflite-int8": "litert",
+}
+
+
+class Parity(msgspec.Struct, frozen=True):
+    """How closely an artifact reproduces the cut torch model, as measured at export.
+
+    ``max_abs_diff`` is over all logits of the calibration images, ``top1_agreement`` the share of images
+    with the same best class, ``tolerance`` the bound on ``max_abs_diff`` that was accepted.
+    """
+
+    max_abs_diff: float
+    top1_agreement: float
+    tolerance: float
+
+
+class Patch(msgspec.Struct, frozen=True):
+    """Where a tunable parameter's float32 little-endian values lie in an artifact file.
+
+    ``shape`` is the parameter's own shape; with ``transposed`` the file holds the two axes swapped.
+    """
+
+    parameter: str
+    offset: int
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    """One file of a bundle. ``chunks`` are the SHA-256 digests of its consecutive 256 KiB pieces."""
+
+    name: str
+    kind: ArtifactKind
+    bytes: int
+    sha256: str
+    chunks: tuple[str, ...]
+    input_layout: Literal["NCHW", "NHWC"] | None = None
+    parity: Parity | None = None
+    patches: tuple[Patch, ...] = ()
+
+    @property
+    def runtime(self) -> RuntimeName | None:
+        """The runtime that runs this file, ``None`` for files that are not inference models."""
+        return RUNTIME_OF_KIND.get(self.kind)
+
+
+class Preprocessing(msgspec.Struct, frozen=True):
+    """From a camera frame to the model's input: RGB, resized, ``(pixel / 255 - mean) / std``."""
+
+    height: int
+    width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class TrainSpec(msgspec.Struct, frozen=True):
+    """How the device tunes: closed-form head first, then iterations of the train-step graph.
+
+    The graph's inputs are ``x`` [batch, 3, H, W] float32 (preprocessed), ``y`` [batch, classes] float32
+    one-hot, ``lr`` [] float32, then every name of ``parameters`` and ``momentum.<name>`` for each; outputs are
+    ``loss`` [] and ``new.<name>`` / ``new.momentum.<name>``. ``state`` is an npz with the initial parameters.
+    The ONNX inference artifact has a second output ``features`` [N, D] for the closed-form head.
+    """
+
+    graph: str
+    state: str
+    parameters: tuple[str, ...]
+    batch: int
+    iterations: int
+    learning_rate: float
+    head_weight: str
+    head_bias: str
+    head_ridge: float
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What one model version is: identity, inputs, limits, and its files."""
+
+    format: str = FORMAT
+    line: str
+    version: int
+    task: str
+    labels: tuple[str, ...]
+    backbone: str
+    backbone_fingerprint: str
+    layout_digest: str
+    plan_digest: str
+    parameters_dense: int
+    parameters_kept: int
+    preprocessing: Preprocessing
+    budget: Budget
+    artifacts: tuple[Artifact, ...]
+    train: TrainSpec | None = None
+    explanation: str = ""
+
+    def encode(self) -> bytes:
+        """The canonical bytes; their SHA-256 is the model digest."""
+        return msgspec.json.encode(self, order="sorted")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical bytes, as ``sha256:<hex>``."""
+        return "sha256:" + hashlib.sha256(self.encode()).hexdigest()
+
+    def artifact(self, name: str) -> Artifact:
+        """The artifact with this file name.
+
+        Raises:
+            BundleError: there is none.
+        """
+        for artifact in self.artifacts:
+            if artifact.name == name:
+                return artifact
+        raise BundleError(f"the bundle of line '{self.line}' version {self.version} has no artifact '{name}'")
+
+    def of_kind(self, kind: ArtifactKind) -> Artifact | None:
+        """The first artifact of a kind, or ``None``."""
+        return next((artifact for artifact in self.artifacts if artifact.kind == kind), None)
+
+
+def decode_manifest(data: bytes, source: str = "manifest") -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        BundleError: too large, not a manifest, another format version, an unsafe file name, a malformed
+            digest, or a chunk list that does not add up.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{source} is larger than {MAX_MANIFEST_BYTES} bytes", why="no real manifest is that large")
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{source} is not a bundle manifest", why=str(error)) from error
+    if manifest.format != FORMAT:
+        raise BundleError(
+            f"{source} has the format '{manifest.format}', this program reads '{FORMAT}'",
+            next_step="update the agent, or publish the bundle again with a matching version",
+        )
+    names = [artifact.name for artifact in manifest.artifacts]
+    if len(set(names)) != len(names):
+        raise BundleError(f"{source} lists one file name twice")
+    for artifact in manifest.artifacts:
+        _check_artifact(artifact, source)
+    return manifest
+
+
+def _check_artifact(artifact: Artifact, source: str) -> None:
+    pieces = -(-artifact.bytes // CHUNK_BYTES)
+    digests = (artifact.sha256, *artifact.chunks)
+    if not _SAFE_NAME.match(artifact.name):
+        raise BundleError(f"{source} names the file '{artifact.name}'", why="that is not a plain file name")
+    if not 0 < artifact.bytes <= MAX_ARTIFACT_BYTES or len(artifact.chunks) != pieces:
+        raise BundleError(f"{source}: the size and the chunks of '{artifact.name}' do not match")
+    if not all(_SHA256.match(digest) for digest in digests):
+        raise BundleError(f"{source}: a digest of '{artifact.name}' is malformed")
+    for patch in artifact.patches:
+        if patch.offset < 0 or any(extent <= 0 for extent in patch.shape):
+            raise BundleError(f"{source}: the place of '{patch.parameter}' in '{artifact.name}' is malformed")

@@ -1,0 +1,203 @@
+"""The wire protocol: MQTT topics and message bodies, version 1.
+
+Everything that crosses the broker is defined here, for both sides. ``desired`` and ``state`` are retained JSON;
+requests go to ``rpc`` as JSON, replies come to ``rx`` as raw bytes with the request's correlation data and a user
+property ``status``. A reply's topic is derived from the request's topic, which the broker's access list binds to
+the device certificate; it is never taken from the payload.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, TypeVar
+
+import msgspec
+
+from kiridashi.budget import Measurement, Verdict
+from kiridashi.errors import InputError
+
+PROTOCOL = "1.0"
+PREFIX = "kiri/v1"
+RPC_FILTER = f"{PREFIX}/d/+/rpc"
+STATE_FILTER = f"{PREFIX}/d/+/state"
+ONLINE_FILTER = f"{PREFIX}/d/+/online"
+EVENT_FILTER = f"{PREFIX}/d/+/evt/+"
+MAX_MESSAGE_BYTES = 512 * 1024
+MAX_CONTROL_BYTES = 64 * 1024
+STATUS_PROPERTY = "status"
+_NAME = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")
+
+DeviceTopic = Literal["desired", "state", "online", "rpc", "rx"]
+ReplyStatus = Literal["ok", "not-found", "refused", "error"]
+Phase = Literal[
+    "idle",
+    "fetching",
+    "downloading",
+    "probing",
+    "measuring",
+    "tuning",
+    "validating",
+    "activating",
+    "active",
+    "rejected",
+    "rolled-back",
+]
+
+
+def check_name(name: str, what: str) -> str:
+    """Return a device or line name that is safe in topics, file names and certificates.
+
+    Raises:
+        InputError: not 1 to 63 lower-case letters, digits and inner hyphens.
+    """
+    if not _NAME.match(name):
+        raise InputError(
+            f"'{name}' is not a valid {what} name",
+            why="names are 1 to 63 lower-case letters, digits and hyphens, and start and end with a letter or digit",
+        )
+    return name
+
+
+def device_topic(device: str, kind: DeviceTopic) -> str:
+    """``kiri/v1/d/<device>/<kind>``."""
+    return f"{PREFIX}/d/{check_name(device, 'device')}/{kind}"
+
+
+def event_topic(device: str, event: str) -> str:
+    """``kiri/v1/d/<device>/evt/<event>``."""
+    return f"{PREFIX}/d/{check_name(device, 'device')}/evt/{check_name(event, 'event')}"
+
+
+def device_of(topic: str) -> str:
+    """The device that a ``kiri/v1/d/<device>/…`` topic belongs to.
+
+    Raises:
+        InputError: another topic.
+    """
+    parts = topic.split("/")
+    if len(parts) < 5 or "/".join(parts[:2]) != PREFIX or parts[2] != "d":
+        raise InputError(f"'{topic}' is not a device topic")
+    return check_name(parts[3], "device")
+
+
+def target_path(line: str, version: int) -> str:
+    """The TUF target path of a line's manifest: ``lines/<line>/<version>.json``."""
+    return f"lines/{check_name(line, 'line')}/{version}.json"
+
+
+class LineDesired(msgspec.Struct, frozen=True):
+    """What one line on the device should run: the TUF target path of its manifest."""
+
+    target: str
+    rollout: str = ""
+
+
+class Desired(msgspec.Struct, frozen=True):
+    """What the server wants of one device. ``generation`` only grows."""
+
+    generation: int
+    lines: dict[str, LineDesired]
+    protocol: str = PROTOCOL
+
+
+class ErrorReport(msgspec.Struct, frozen=True):
+    """An error as the device saw it, by class name and exit code."""
+
+    kind: str
+    code: int
+    message: str
+    phase: str = ""
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """What fetching a bundle took: payload bytes and chunks received, chunks already there, wall seconds."""
+
+    bytes: int
+    chunks: int
+    resumed_chunks: int
+    seconds: float
+
+
+class TuneReport(msgspec.Struct, frozen=True):
+    """What local tuning did. Accuracies are on the device's own hold-out, as shares of 1."""
+
+    iterations: int
+    seconds: float
+    samples: int
+    holdout: int
+    accuracy_before: float
+    accuracy_head: float
+    accuracy_after: float
+    loss_first: float
+    loss_last: float
+    peak_rss_bytes: int
+    kept: bool
+    reason: str
+    worst_recall_drop: float = 0.0
+
+
+class LineState(msgspec.Struct, frozen=True):
+    """What is true of one line on the device."""
+
+    phase: Phase
+    target: str = ""
+    version: int = 0
+    slot: str = ""
+    artifact: str = ""
+    model_digest: str = ""
+    tuned: bool = False
+    measured: Measurement | None = None
+    verdict: Verdict | None = None
+    tune: TuneReport | None = None
+    delivery: Delivery | None = None
+    error: ErrorReport | None = None
+
+
+class Reported(msgspec.Struct, frozen=True):
+    """What the device says is true; the server reconciles by ``generation``."""
+
+    device: str
+    generation: int
+    lines: dict[str, LineState]
+    agent_version: str
+    idle_rss_bytes: int = 0
+    modules_forbidden_loaded: tuple[str, ...] = ()
+    protocol: str = PROTOCOL
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A device's request. ``metadata`` and ``target`` name a TUF file, ``chunk`` a blob and an index in it."""
+
+    method: Literal["metadata", "target", "chunk"]
+    name: str = ""
+    sha256: str = ""
+    index: int = 0
+    protocol: str = PROTOCOL
+
+
+Message = TypeVar("Message", Desired, Reported, Request)
+
+
+def encode(message: Desired | Reported | Request) -> bytes:
+    """JSON bytes of a message, keys sorted."""
+    return msgspec.json.encode(message, order="sorted")
+
+
+def decode(data: bytes, kind: type[Message]) -> Message:
+    """Read one message.
+
+    Raises:
+        InputError: too large, malformed, or of another protocol major version.
+    """
+    if len(data) > MAX_CONTROL_BYTES:
+        raise InputError(f"a {kind.__name__} message of {len(data)} bytes was refused", why="it is over 64 KiB")
+    try:
+        message = msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise InputError(f"a {kind.__name__} message cannot be read", why=str(error)) from error
+    if message.protocol.split(".")[0] != PROTOCOL.split(".")[0]:
+        raise InputError(
+            f"a {kind.__name__} message speaks protocol {message.protocol}, this program {PROTOCOL}",
+            next_step="update the older side first",
+        )
+    return message
