@@ -57,7 +57,7 @@ def measure_files(files: Sequence[Path], threads: int = 1) -> tuple[Measurement,
         ) from error
     try:
         answer = json.loads(done.stdout)
-        return tuple(msgspec.convert(row["measurement"], Measurement) for row in answer["files"])
+        return tuple(msgspec.convert(row["measured"], Measurement) for row in answer["files"])
     except (ValueError, KeyError, TypeError) as error:
         why = done.stderr.strip() or f"it ended with code {done.returncode} and no result"
         raise DeviceError(f"the agent could not measure {', '.join(map(str, files))}", why=why) from error

@@ -5,9 +5,10 @@ non-negative linear models are fitted to them.
 
 * file    = f0 + f1 * parameters
 * memory  = m0 + m1 * parameters
-* latency = t0 + t1 * parameters + t2 * MACs
+* latency = t0 + t1 * parameters + t2 * MACs, for the median; a budget's 95th percentile is the median times the
+  ratio of the two as measured, because the tail is the machine's and not the model's
 
-Latency residuals are weighted by the measured value, so that a small model counts as much as the dense one.
+Residuals are weighted by the measured value, so that a small model counts as much as the dense one.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ class Profile(msgspec.Struct, frozen=True):
     Attributes:
         memory: (m0 in bytes, m1 in bytes per parameter).
         file: (f0 in bytes, f1 in bytes per parameter).
-        latency: (t0 in ms, t1 in ms per parameter, t2 in ms per MAC).
-        error: largest relative residual of the fit for memory, file and latency.
+        latency: (t0 in ms, t1 in ms per parameter, t2 in ms per MAC), of the median.
+        tail: 95th percentile over median, the median of the points' ratios.
+        error: largest relative residual of the fit for memory, file and median latency.
         channel_multiple: widths are kept at multiples of this.
     """
 
@@ -58,6 +60,7 @@ class Profile(msgspec.Struct, frozen=True):
     memory: tuple[float, float]
     file: tuple[float, float]
     latency: tuple[float, float, float]
+    tail: float
     error: tuple[float, float, float]
     channel_multiple: int = 8
 
@@ -66,7 +69,7 @@ class Profile(msgspec.Struct, frozen=True):
         return Forecast(
             memory_bytes=self.memory[0] + self.memory[1] * parameters,
             file_bytes=self.file[0] + self.file[1] * parameters,
-            latency_p95_ms=self.latency[0] + self.latency[1] * parameters + self.latency[2] * macs,
+            latency_p95_ms=self.tail * (self.latency[0] + self.latency[1] * parameters + self.latency[2] * macs),
         )
 
     def corrected(self, point: ProfilePoint) -> Profile:
@@ -108,7 +111,7 @@ def fit_profile(points: Sequence[ProfilePoint], machine: str, channel_multiple: 
     macs = np.array([p.macs for p in points], dtype=np.float64)
     memory, memory_error = _fit(one, parameters, target=[p.measured.memory_bytes for p in points])
     file, file_error = _fit(one, parameters, target=[p.measured.file_bytes for p in points])
-    latency, latency_error = _fit(one, parameters, macs, target=[p.measured.latency_p95_ms for p in points])
+    latency, latency_error = _fit(one, parameters, macs, target=[p.measured.latency_p50_ms for p in points])
     return Profile(
         runtime=runtime,
         threads=threads,
@@ -118,6 +121,7 @@ def fit_profile(points: Sequence[ProfilePoint], machine: str, channel_multiple: 
         memory=(memory[0], memory[1]),
         file=(file[0], file[1]),
         latency=(latency[0], latency[1], latency[2]),
+        tail=float(np.median([p.measured.latency_p95_ms / p.measured.latency_p50_ms for p in points])),
         error=(memory_error, file_error, latency_error),
         channel_multiple=channel_multiple,
     )

@@ -28,6 +28,7 @@ PROFILE = Profile(
     memory=(1_000_000.0, 8.0),
     file=(2_000.0, 4.0),
     latency=(0.01, 1e-6, 1e-6),
+    tail=1.2,
     error=(0.0, 0.0, 0.0),
 )
 

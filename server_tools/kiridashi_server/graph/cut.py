@@ -1,0 +1,164 @@
+"""Carry out a plan: the cut program, and the masked dense program that it must equal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.torch
+import torch
+from kiridashi.artifacts import write_atomic
+from torch import Tensor, fx, nn
+
+from kiridashi_server.graph.dims import Atom, Dims, count, indices, size_of
+from kiridashi_server.graph.errors import GraphError
+from kiridashi_server.graph.gates import Gated, insert_gates
+from kiridashi_server.graph.plan import Plan
+from kiridashi_server.graph.program import arguments, copy_program, finish, set_argument, set_tensor, tensor_of
+from kiridashi_server.graph.rules import Result
+from kiridashi_server.graph.tracker import Tracking
+
+_FORMAT = "kiridashi-cut-1"
+
+
+def cut(program: fx.GraphModule, tracking: Tracking, plan: Plan) -> fx.GraphModule:
+    """A new program without the units that ``plan`` drops; ``program`` stays as it is.
+
+    Its output equals that of :func:`masked`. Names, dtypes, devices and ``requires_grad`` are kept, and it can
+    be tracked, cut and exported again.
+
+    Raises:
+        PlanError: the plan does not fit the tracking's layout.
+    """
+    plan.validate(tracking.layout)
+    kept = {tracking.atoms[name]: np.asarray(units, dtype=np.int64) for name, units in plan.kept.items()}
+    counts = {atom: len(units) for atom, units in kept.items()}
+    small = copy_program(program)
+    _cut_tensors(small, tracking, kept)
+    nodes = {node.name: node for node in small.graph.nodes}
+    for slot in tracking.slots:
+        _resize(nodes[slot.node], slot.argument, slot.position, count(slot.dim, counts))
+    for name, result in tracking.values.items():
+        nodes[name].meta["val"] = _reshaped(nodes[name].meta.get("val"), result, counts)
+    return finish(small)
+
+
+def masked(program: fx.GraphModule, tracking: Tracking, plan: Plan) -> nn.Module:
+    """The dense program with zeros in place of dropped units: what "exact" is measured against.
+
+    Raises:
+        PlanError: the plan does not fit the tracking's layout.
+    """
+    plan.validate(tracking.layout)
+    return _Masked(insert_gates(program, tracking), plan)
+
+
+class _Masked(nn.Module):
+    def __init__(self, gated: Gated, plan: Plan) -> None:
+        super().__init__()
+        self.gated = gated
+        self.plan = plan
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = {}
+        for name, size in self.gated.sizes.items():
+            gates[name] = torch.zeros(size, device=x.device)
+            gates[name][list(self.plan.kept[name])] = 1
+        result: Tensor = self.gated(x, gates)
+        return result
+
+
+def _cut_tensors(program: fx.GraphModule, tracking: Tracking, kept: Mapping[Atom, npt.NDArray[np.int64]]) -> None:
+    done: dict[int, Tensor] = {}  # one tensor under two names stays one tensor
+    for name, dims in tracking.tensors.items():
+        tensor = tensor_of(program, name)
+        if id(tensor) not in done:
+            done[id(tensor)] = _cut_tensor(tensor, dims, kept)
+        if done[id(tensor)] is not tensor:
+            set_tensor(program, name, done[id(tensor)])
+
+
+def _cut_tensor(tensor: Tensor, dims: Dims, kept: Mapping[Atom, npt.NDArray[np.int64]]) -> Tensor:
+    small = tensor.detach()
+    for axis, dim in enumerate(dims):
+        chosen = indices(dim, kept)
+        if len(chosen) != small.shape[axis]:
+            small = small.index_select(axis, torch.from_numpy(chosen).to(small.device))
+    if small.shape == tensor.shape:
+        return tensor
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(small, requires_grad=tensor.requires_grad)
+    return small
+
+
+def _resize(node: fx.Node, argument: str, position: int | None, size: int) -> None:
+    if position is None:
+        set_argument(node, argument, size)
+        return
+    sizes = list(arguments(node)[argument])
+    sizes[position] = size
+    set_argument(node, argument, sizes)
+
+
+def _reshaped(value: Any, result: Result, counts: Mapping[Atom, int]) -> Any:
+    """The traced value with its new shape, so that the cut program can be tracked again."""
+    if isinstance(result, tuple):
+        return type(value)(_reshaped(item, dims, counts) for item, dims in zip(value, result, strict=True))
+    shape = [
+        size if count(dim, counts) == size_of(dim) else size // size_of(dim) * count(dim, counts)
+        for size, dim in zip(value.shape, result, strict=True)
+    ]
+    return value.new_empty(shape)
+
+
+def save_cut(path: Path, plan: Plan, module: fx.GraphModule) -> None:
+    """Write a cut program's tensors and its plan as one safetensors file, atomically and without pickles."""
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in _state(module).items()}
+    metadata = {"format": _FORMAT, "plan": plan.to_json()}
+    write_atomic(path, safetensors.torch.save(tensors, metadata))
+
+
+def load_cut(program: fx.GraphModule, tracking: Tracking, path: Path) -> tuple[Plan, fx.GraphModule]:
+    """Cut ``program`` by the plan in the file and load the file's tensors into it.
+
+    Returns:
+        The plan, and the program as it was saved.
+
+    Raises:
+        GraphError: the file is no saved cut, or its tensors are not those of the cut program.
+        PlanError: its plan belongs to another layout.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise GraphError(f"{path} cannot be read as a cut", why=str(error)) from error
+    if metadata.get("format") != _FORMAT or "plan" not in metadata:
+        raise GraphError(f"{path} is no saved cut", why=f"its header does not say {_FORMAT}")
+    plan = Plan.from_json(metadata["plan"])
+    small = cut(program, tracking, plan)
+    expected = _state(small)
+    if _signature(expected) != _signature(tensors):
+        raise GraphError(
+            f"the tensors in {path} are not those of the cut program",
+            why="names, shapes or dtypes differ",
+            next_step="load it with the program (folded or not) that it was cut from",
+        )
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(tensors[name])
+    return plan, small
+
+
+def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _state(program: fx.GraphModule) -> dict[str, Tensor]:
+    return {**dict(program.named_parameters()), **dict(program.named_buffers())}

@@ -1,0 +1,109 @@
+"""Gates: one factor for each unit, applied where operators read the unit.
+
+A gate of zero is then exactly a removed unit: what lies between the place where a channel is made and the
+place where it is read (bias, normalisation, activation) cannot turn the zero into something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from kiridashi_server.graph.dims import Atom, Dim, is_frozen, resolve, size_of
+from kiridashi_server.graph.errors import GraphError
+from kiridashi_server.graph.program import arguments, copy_program, set_argument
+from kiridashi_server.graph.rules import Read
+from kiridashi_server.graph.tracker import OUTPUT, Tracking
+
+
+class Gated(nn.Module):
+    """A program with gates; made by :func:`insert_gates`.
+
+    Attributes:
+        graph_module: the program's copy, which takes the input and one gate vector for each distinct
+            dimension that is read.
+        sizes: number of units by group name.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, tracking: Tracking, dims: Sequence[Dim]) -> None:
+        super().__init__()
+        self.graph_module = graph_module
+        self.sizes = dict(tracking.layout.sizes)
+        self._names = tracking.names
+        self._dims = tuple(dims)
+
+    def forward(self, x: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
+        """The program's output for ``x`` with every unit multiplied by its gate.
+
+        Args:
+            x: an input batch.
+            gates: by group name, a vector [size] on the program's device; groups that are not named have no
+                gate. Gradients reach the vectors.
+
+        Raises:
+            GraphError: an unknown group, or a vector of the wrong shape.
+        """
+        for name, gate in gates.items():
+            if gate.shape != (self.sizes.get(name, -1),):
+                raise GraphError(
+                    f"the gate for group {name!r} has shape {tuple(gate.shape)}",
+                    why=f"the group has {self.sizes[name]} units" if name in self.sizes else "there is no such group",
+                    next_step="give one number for each unit, named as in Layout.table()",
+                )
+        like = next(self.graph_module.parameters(), x)  # the input may be of another dtype, such as uint8
+        vectors = [self._spread(dim, gates, like) for dim in self._dims]
+        result: Tensor = self.graph_module(x, *vectors)
+        return result
+
+    def _spread(self, dim: Dim, gates: Mapping[str, Tensor], like: Tensor) -> Tensor:
+        """The gate of every index of ``dim``: products of factors' gates, parts one after the other."""
+        vector = like.new_ones(1)
+        for atom in resolve(dim):
+            vector = (vector[:, None] * self._factor(atom, gates, like)[None, :]).reshape(-1)
+        return vector
+
+    def _factor(self, atom: Atom, gates: Mapping[str, Tensor], like: Tensor) -> Tensor:
+        if atom.pieces:
+            return torch.cat([self._spread(piece, gates, like) for piece in atom.pieces])
+        gate = gates.get(self._names.get(atom, ""))
+        return like.new_ones(atom.size) if gate is None else gate.to(like.dtype)
+
+
+def insert_gates(program: fx.GraphModule, tracking: Tracking) -> Gated:
+    """A gated copy of ``program``; the program and its parameters' ``requires_grad`` stay as they are.
+
+    With all gates one it computes what the program computes; with gates of zero, what is left after those
+    units are cut. A group read in several places has its gate in each.
+    """
+    gated = copy_program(program)
+    reads = [read for read in tracking.reads if not is_frozen(read.dim)]
+    nodes = {node.name: node for node in gated.graph.nodes}
+    entry = next(node for node in gated.graph.nodes if node.op == "placeholder")
+    vectors: dict[tuple[Atom, ...], fx.Node] = {}
+    for read in reads:
+        dim = resolve(read.dim)
+        if dim not in vectors:
+            with gated.graph.inserting_after([entry, *vectors.values()][-1]):
+                vectors[dim] = gated.graph.placeholder(f"gate_{len(vectors)}")
+                vectors[dim].meta["val"] = torch.empty(size_of(dim), device="meta")
+        _multiply(gated.graph, nodes[read.node], read, vectors[dim])
+    gated.graph.lint()
+    gated.recompile()
+    return Gated(gated, tracking, list(vectors))
+
+
+def _multiply(graph: fx.Graph, reader: fx.Node, read: Read, vector: fx.Node) -> None:
+    operand = reader.args[0] if read.node == OUTPUT else arguments(reader)[read.argument]
+    if not isinstance(operand, fx.Node):
+        raise GraphError(f"{read.node} does not read a tensor called {read.argument}")
+    with graph.inserting_before(reader):
+        if read.axis != -1:
+            shape = [-1] + [1] * (-read.axis - 1)
+            vector = graph.call_function(torch.ops.aten.reshape.default, (vector, shape))
+        product = graph.call_function(torch.ops.aten.mul.Tensor, (operand, vector))
+    if read.node == OUTPUT:
+        reader.args = (product,)
+    else:
+        set_argument(reader, read.argument, product)

@@ -1,0 +1,219 @@
+"""The exported program: how a model enters, and the few things every pass needs of it.
+
+A *program* is a plain ``torch.fx.GraphModule`` of aten operators with one tensor input. Its parameters
+and buffers keep the names they had in the model, so everything else (layout, plan, scores) can speak of
+``features.3.conv.weight`` and never of the model's Python class.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from kiridashi_server.graph.errors import GraphError
+
+_GUARDS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "_assert_async"})
+_EQUAL_SPLITS = frozenset({"chunk", "split"})
+
+
+def capture(module: nn.Module, example: Tensor, *, dynamic_batch: bool = True) -> fx.GraphModule:
+    """Export ``module`` in evaluation mode as a program.
+
+    Args:
+        module: any module that takes one tensor and gives a tensor, or a tuple or list of tensors. It is
+            copied first and stays as it is, mode and parameters included.
+        example: an input, the batch first; it decides all other sizes, dtype and device.
+        dynamic_batch: whether the program takes any batch size, or only the example's.
+
+    Returns:
+        A program whose parameters and buffers have the model's names; those it never reads are left out.
+
+    Raises:
+        GraphError: ``torch.export`` cannot follow the model, or the model's output is no tensor.
+    """
+    if example.dim() < 1 or example.shape[0] < 1:
+        raise GraphError(
+            f"the example input has shape {tuple(example.shape)}",
+            why="its first dimension must be a batch of at least one",
+            next_step="pass an example such as torch.zeros(1, 3, 224, 224)",
+        )
+    model = copy.deepcopy(module).eval()
+    # The exporter treats sizes 0 and 1 as constants, so a batch that shall vary is shown as two.
+    shown = torch.cat([example, example]) if dynamic_batch and example.shape[0] == 1 else example
+    shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic_batch else None
+    try:
+        exported = torch.export.export(model, (shown,), dynamic_shapes=shapes)
+    except Exception as error:  # the exporter raises errors of many unrelated classes
+        raise GraphError(
+            f"{type(module).__name__} cannot be exported",
+            why=f"{type(error).__name__}: {_first_line(error)}",
+            next_step="try torch.export.export(model.eval(), (example,)) for the full report"
+            + (", or capture it with dynamic_batch=False" if dynamic_batch else ""),
+        ) from error
+    return _plain(exported.module(), type(module).__name__)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
+def _plain(exported: fx.GraphModule, name: str) -> fx.GraphModule:
+    """A graph module that is called like a function: no pytree codes, guards or unused tensors."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in exported.graph.nodes:
+        if node.op == "call_module" or operator_name(node) in _GUARDS or not (node.users or node.op == "output"):
+            continue  # the exporter's guards on sizes and types, and what nothing reads
+        if node.op == "output":
+            graph.output(fx.map_arg(_single_output(node.args[0], exported, name), copies.__getitem__))
+        else:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            _name_sizes(copies[node])
+    if sum(node.op == "placeholder" for node in graph.nodes) != 1:
+        raise GraphError(
+            f"{name} takes more than one tensor",
+            why="a program has one input",
+            next_step="wrap the model in a module that takes one tensor and makes the others",
+        )
+    graph.eliminate_dead_code()
+    graph.lint()
+    program = fx.GraphModule(exported, graph, class_name="Program")
+    program.train(False)
+    return program
+
+
+def _name_sizes(node: fx.Node) -> None:
+    """Turn a split into equal parts into one that names its sizes, so that parts may differ after a cut."""
+    if operator_name(node) not in _EQUAL_SPLITS or "dim" not in arguments(node):
+        return
+    axis = arguments(node)["dim"]
+    sizes = [part.shape[axis] for part in node.meta["val"]]
+    if all(isinstance(size, int) for size in sizes):
+        node.target = torch.ops.aten.split_with_sizes.default
+        node.args, node.kwargs = (node.args[0], sizes, axis), {}
+
+
+def _single_output(leaves: Any, exported: fx.GraphModule, name: str) -> Any:
+    """The output as the model gave it: one tensor, or a flat tuple of tensors."""
+    spec = exported._out_spec
+    if spec is None:
+        raise GraphError(f"{name} was exported without a description of its output")
+    plain = spec.is_leaf() or (spec.type in (tuple, list) and all(child.is_leaf() for child in spec.children()))
+    if not plain or not all(isinstance(leaf, fx.Node) for leaf in leaves):
+        raise GraphError(
+            f"{name} returns {'a ' + spec.type.__name__ if spec.type else 'no tensor'}",
+            why="a program returns a tensor or a tuple of tensors",
+            next_step="wrap the model in a module whose forward returns the tensor that is wanted",
+        )
+    return leaves[0] if spec.is_leaf() else tuple(leaves)
+
+
+def copy_program(program: fx.GraphModule) -> fx.GraphModule:
+    """An independent copy: own parameters and buffers, own graph, same node names."""
+    return copy.deepcopy(program)
+
+
+def operator_name(node: fx.Node) -> str:
+    """The operator's name: ``conv2d`` for every overload of ``aten::conv2d``, ``python.mul`` for ``*``."""
+    if node.op != "call_function":
+        return node.op
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        namespace, _, name = target._schema.name.partition("::")
+        return name if namespace == "aten" else f"{namespace}.{name}"
+    if target is operator.getitem:
+        return "getitem"
+    return f"python.{getattr(target, '__name__', str(target))}"
+
+
+def arguments(node: fx.Node) -> Mapping[str, Any]:
+    """The call's arguments by the names of the operator's schema, its defaults filled in."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {str(i): value for i, value in enumerate(node.args)} | dict(node.kwargs)
+    values: dict[str, Any] = {}
+    for position, argument in enumerate(node.target._schema.arguments):
+        if position < len(node.args):
+            values[argument.name] = node.args[position]
+        else:
+            values[argument.name] = node.kwargs.get(argument.name, argument.default_value)
+    return values
+
+
+def set_argument(node: fx.Node, name: str, value: Any) -> None:
+    """Replace one argument of an operator call, whether it was given by place or by name."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        raise TypeError(f"{node.name} is no operator call")
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.name == name:
+            if position < len(node.args):
+                node.update_arg(position, value)
+            else:
+                node.update_kwarg(name, value)
+            return
+    raise KeyError(f"{operator_name(node)} has no argument {name!r}")
+
+
+def tensor_of(program: fx.GraphModule, name: str) -> Tensor:
+    """The parameter, buffer or constant called ``name``.
+
+    Raises:
+        GraphError: the program has no tensor of that name.
+    """
+    value: Any = program
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    if not isinstance(value, Tensor):
+        raise GraphError(
+            f"the program has no tensor called {name!r}",
+            next_step="compare with dict(program.named_parameters()) and dict(program.named_buffers())",
+        )
+    return value
+
+
+def set_tensor(program: fx.GraphModule, name: str, value: Tensor) -> None:
+    """Put ``value`` in the place called ``name``: as a parameter if it is one, else as a buffer.
+
+    Modules on the way are created when they are missing, so a new ``<prefix>.bias`` can be added.
+    """
+    path, _, leaf = name.rpartition(".")
+    owner: nn.Module = program
+    for part in path.split(".") if path else ():
+        child = getattr(owner, part, None)
+        if child is None:
+            child = nn.Module()
+            owner.add_module(part, child)
+        owner = child
+    if hasattr(owner, leaf):
+        delattr(owner, leaf)
+    if isinstance(value, nn.Parameter):
+        owner.register_parameter(leaf, value)
+    else:
+        owner.register_buffer(leaf, value)
+
+
+def tensor_names(program: fx.GraphModule) -> tuple[str, ...]:
+    """Names of all tensors the graph reads, in the order of first mention, each once."""
+    return tuple(dict.fromkeys(str(node.target) for node in program.graph.nodes if node.op == "get_attr"))
+
+
+def finish(program: fx.GraphModule) -> fx.GraphModule:
+    """Close an edit: drop what nothing reads any more, check the graph, generate its code."""
+    program.graph.eliminate_dead_code()
+    program.graph.lint()
+    program.delete_all_unused_submodules()
+    _drop_unread_tensors(program)
+    program.recompile()
+    return program
+
+
+def _drop_unread_tensors(program: fx.GraphModule) -> None:
+    read = set(tensor_names(program))
+    for prefix, owner in list(program.named_modules()):
+        for leaf in [*owner._parameters, *owner._buffers]:
+            if f"{prefix}.{leaf}".lstrip(".") not in read:
+                delattr(owner, leaf)

@@ -1,0 +1,162 @@
+"""What an operator rule sees and states, and the table of rules.
+
+A rule is a function from a :class:`Call` to the dimensions of the call's result; it is registered under the
+names of the operators it describes, so a new operator is one entry in ``operators`` (or anywhere, through
+:func:`rule`). While it runs it may state
+
+* that dimensions are the same (:func:`dims.unify`) or must stay whole (:func:`dims.freeze`);
+* that the operator *reads* a dimension, summing over it: there removed units must count as zero;
+* that an argument holds a size that a cut has to rewrite;
+* the multiply-accumulate operations it costs, and which weights it makes channels with.
+
+A rule returns None for a call it does not understand; then everything the call touches is frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+
+from kiridashi_server.graph.dims import Dim, Dims, freeze
+from kiridashi_server.graph.program import arguments, operator_name
+
+Result: TypeAlias = Dims | tuple[Dims, ...]
+Rule: TypeAlias = "Callable[[Call], Result | None]"
+
+BATCH = 1_000_003
+"""Size that stands for an open batch dimension: prime and large, so that it never mixes with another size."""
+
+_RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators of these names; a name also covers its in-place form (``add_``)."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            if name in _RULES:
+                raise ValueError(f"operator {name!r} has a rule already")
+            _RULES[name] = function
+        return function
+
+    return register
+
+
+def find_rule(name: str) -> Rule | None:
+    """The rule for the operator called ``name``, if there is one."""
+    return _RULES.get(name) or _RULES.get(name.removesuffix("_"))
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """``node`` sums over ``dim``, which is axis ``axis`` (negative: from the end) of its ``argument``."""
+
+    node: str
+    argument: str
+    axis: int
+    dim: Dim
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """``argument`` of ``node`` (or its item ``position``) is the size of ``dim``."""
+
+    node: str
+    argument: str
+    position: int | None
+    dim: Dim
+
+
+@dataclass(slots=True)
+class Notes:
+    """What the rules stated besides dimensions, over the whole program."""
+
+    reads: list[Read] = field(default_factory=list)
+    slots: list[Slot] = field(default_factory=list)
+    works: list[tuple[Dim, ...]] = field(default_factory=list)
+    producers: dict[str, str] = field(default_factory=dict)
+    heads: list[Dim] = field(default_factory=list)
+
+
+class Call:
+    """One operator call, as its rule sees it."""
+
+    def __init__(self, node: fx.Node, known: Mapping[fx.Node, Result], notes: Notes) -> None:
+        self.node = node
+        self.name = operator_name(node)
+        self.arguments = arguments(node)
+        self._known = known
+        self._notes = notes
+
+    def dims(self, argument: str) -> Dims | None:
+        """Dimensions of a tensor argument; None when it is absent or no single tensor."""
+        return self.dims_of(self.arguments.get(argument))
+
+    def dims_of(self, value: Any) -> Dims | None:
+        """Dimensions of ``value`` if it is a node that gives one tensor."""
+        found = self._known.get(value) if isinstance(value, fx.Node) else None
+        return found if isinstance(found, list) else None
+
+    def parts_of(self, value: Any) -> tuple[Dims, ...] | None:
+        """Dimensions of each tensor of ``value`` if it is a node that gives several."""
+        found = self._known.get(value) if isinstance(value, fx.Node) else None
+        return found if isinstance(found, tuple) else None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result, the open batch counted as :data:`BATCH`."""
+        return shape_of(self.node.meta["val"])
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the results of an operator with several."""
+        return tuple(shape_of(value) for value in self.node.meta["val"])
+
+    def reads(self, argument: str, axis: int, dim: Dim) -> None:
+        """State that the operator sums over axis ``axis`` (negative) of ``argument``."""
+        self._notes.reads.append(Read(self.node.name, argument, axis, dim))
+
+    def resizes(self, argument: str, dim: Dim) -> None:
+        """State that ``argument`` is the size of ``dim``."""
+        self._notes.slots.append(Slot(self.node.name, argument, None, dim))
+
+    def resizes_items(self, argument: str, dims: Sequence[Dim]) -> None:
+        """State that the items of the list ``argument`` are the sizes of ``dims``.
+
+        A size of -1 is inferred and needs no rewriting; one that the graph computes cannot be rewritten.
+        """
+        for position, (item, dim) in enumerate(zip(self.arguments[argument], dims, strict=True)):
+            if isinstance(item, fx.Node):
+                freeze(dim, "its size is computed in the graph")
+            elif item != -1:
+                self._notes.slots.append(Slot(self.node.name, argument, position, dim))
+
+    def works(self, *dims: Dim) -> None:
+        """State that the operator does one multiply-accumulate for every index of the product of ``dims``."""
+        self._notes.works.append(dims)
+
+    def produces(self, argument: str, kind: str) -> None:
+        """State that the weight ``argument`` makes new channels of this kind on its axis 0."""
+        value = self.arguments[argument]
+        if isinstance(value, fx.Node) and value.op == "get_attr":
+            self._notes.producers.setdefault(str(value.target), kind)
+
+    def has_heads(self, dims: Sequence[Dim]) -> None:
+        """State that ``dims`` are the leading dimensions of a product: what can be cut of them are heads."""
+        self._notes.heads.extend(dims)
+
+
+def shape_of(value: Tensor) -> tuple[int, ...]:
+    """Shape of a traced tensor in plain numbers, an open batch counted as :data:`BATCH`."""
+    return tuple(_number(size) for size in value.shape)
+
+
+def _number(size: int | torch.SymInt) -> int:
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, BATCH)))

@@ -1,0 +1,58 @@
+"""On real architectures a cut equals the masked dense model, and its cost is the one predicted."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from kiridashi_server.graph import CostModel, Plan, capture, cut, fold_batch_norm, masked, track
+from torch import Tensor, nn
+
+Make = Callable[[str], nn.Module]
+
+GROUPS = {
+    "resnet-basic": 9,
+    "resnet-bottleneck": 15,
+    "mobilenet-v2": 25,
+    "vit-fused": 6,  # for each block: heads, value channels, hidden nodes
+    "vit-plain": 8,  # and query channels, whose number does not set the scale here
+    "efficientnet": 22,
+    "mobilevit": 58,
+    "swin": 6,
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_half_of_every_group_can_go(name: str, make_architecture: Make, images: Tensor) -> None:
+    program = capture(make_architecture(name), images)
+    tracking = track(program)
+    assert len(tracking.layout.groups) == GROUPS[name]
+    rng = np.random.default_rng(0)
+    plan = Plan.of(
+        tracking.layout,
+        {
+            group.name: rng.choice(group.size, max(1, group.size // 2), replace=False)
+            for group in tracking.layout.groups
+        },
+    )
+    small, dense = cut(program, tracking, plan), masked(program, tracking, plan)
+    with torch.no_grad():
+        for batch in (images, images[:1]):
+            torch.testing.assert_close(small(batch), dense(batch), rtol=0, atol=1e-12)
+        assert (dense(images) - program(images)).abs().max() > 1e-3
+        torch.testing.assert_close(fold_batch_norm(small)(images), small(images), rtol=0, atol=1e-10)
+    parameters = sum(parameter.numel() for parameter in small.parameters())
+    assert CostModel.from_tracking(tracking).parameters(plan.counts) == parameters
+    assert parameters < 0.75 * sum(parameter.numel() for parameter in program.parameters())
+
+
+def test_every_group_of_a_vision_transformer_by_itself(make_architecture: Make, images: Tensor) -> None:
+    program = capture(make_architecture("vit-fused"), images)
+    tracking = track(program)
+    assert {group.kind for group in tracking.layout.groups} == {"head", "node"}
+    for group in tracking.layout.groups:
+        plan = Plan.of(tracking.layout, {group.name: range(0, group.size, 2)})
+        with torch.no_grad():
+            small, dense = cut(program, tracking, plan)(images), masked(program, tracking, plan)(images)
+            assert (dense - program(images)).abs().max() > 1e-4, group.name
+        torch.testing.assert_close(small, dense, rtol=0, atol=1e-12)
