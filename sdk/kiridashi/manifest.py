@@ -20,8 +20,8 @@ FORMAT = "kiridashi-bundle/1"
 CHUNK_BYTES = 256 * 1024
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_ARTIFACT_BYTES = 2 * 1024**3
-_SAFE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 ArtifactKind = Literal[
     "onnx-fp32",
@@ -188,11 +188,11 @@ def decode_manifest(data: bytes, source: str = "manifest") -> Manifest:
 def _check_artifact(artifact: Artifact, source: str) -> None:
     pieces = -(-artifact.bytes // CHUNK_BYTES)
     digests = (artifact.sha256, *artifact.chunks)
-    if not _SAFE_NAME.match(artifact.name):
+    if not _SAFE_NAME.fullmatch(artifact.name):
         raise BundleError(f"{source} names the file '{artifact.name}'", why="that is not a plain file name")
     if not 0 < artifact.bytes <= MAX_ARTIFACT_BYTES or len(artifact.chunks) != pieces:
         raise BundleError(f"{source}: the size and the chunks of '{artifact.name}' do not match")
-    if not all(_SHA256.match(digest) for digest in digests):
+    if not all(_SHA256.fullmatch(digest) for digest in digests):
         raise BundleError(f"{source}: a digest of '{artifact.name}' is malformed")
     for patch in artifact.patches:
         if patch.offset < 0 or any(extent <= 0 for extent in patch.shape):

@@ -25,7 +25,7 @@ EVENT_FILTER = f"{PREFIX}/d/+/evt/+"
 MAX_MESSAGE_BYTES = 512 * 1024
 MAX_CONTROL_BYTES = 64 * 1024
 STATUS_PROPERTY = "status"
-_NAME = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 DeviceTopic = Literal["desired", "state", "online", "rpc", "rx"]
 ReplyStatus = Literal["ok", "not-found", "refused", "error"]
@@ -50,7 +50,7 @@ def check_name(name: str, what: str) -> str:
     Raises:
         InputError: not 1 to 63 lower-case letters, digits and inner hyphens.
     """
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise InputError(
             f"'{name}' is not a valid {what} name",
             why="names are 1 to 63 lower-case letters, digits and hyphens, and start and end with a letter or digit",

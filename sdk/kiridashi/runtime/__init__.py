@@ -1,0 +1,137 @@
+"""Inference runtimes: which are here, and opening a model with the right one.
+
+Nothing heavy is imported until a model is opened. To add a runtime, write a module with a function ``load`` as
+:class:`~kiridashi.runtime.protocol.Loader` describes, and give it a line in :data:`RUNTIMES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kiridashi.errors import BundleError, InputError, RuntimeUnavailableError
+from kiridashi.manifest import Artifact, RuntimeName
+from kiridashi.runtime.protocol import LoadedModel, Loader
+
+__all__ = ["RUNTIMES", "available_runtimes", "open_file", "open_model", "runnable"]
+
+
+@dataclass(frozen=True)
+class RuntimeEntry:
+    """Where a runtime is implemented, what to install for it, and the libraries it can use, best first.
+
+    ``libraries`` are pairs of an import name and a distribution name.
+    """
+
+    module: str
+    extra: str
+    suffix: str
+    libraries: tuple[tuple[str, str], ...]
+
+
+RUNTIMES: dict[RuntimeName, RuntimeEntry] = {
+    "onnxruntime": RuntimeEntry("kiridashi.runtime.onnx", "line", ".onnx", (("onnxruntime", "onnxruntime"),)),
+    "litert": RuntimeEntry(
+        "kiridashi.runtime.litert",
+        "litert",
+        ".tflite",
+        (("ai_edge_litert", "ai-edge-litert"), ("tflite_runtime", "tflite-runtime")),
+    ),
+}
+
+
+def available_runtimes() -> dict[RuntimeName, str]:
+    """The installed runtimes, each with its library and version: ``{"litert": "ai-edge-litert 2.3.0"}``.
+
+    Looks at what is installed without importing it.
+    """
+    found = {name: _installed(entry) for name, entry in RUNTIMES.items()}
+    return {name: library for name, library in found.items() if library}
+
+
+def runnable(artifacts: Sequence[Artifact]) -> tuple[Artifact, ...]:
+    """The inference models among ``artifacts`` whose runtime is installed, in their order."""
+    available = available_runtimes()
+    return tuple(artifact for artifact in artifacts if artifact.runtime in available)
+
+
+def open_model(path: Path, artifact: Artifact, threads: int = 1, siblings: Sequence[Artifact] = ()) -> LoadedModel:
+    """Open an artifact's file with its runtime.
+
+    Args:
+        path: the file; its digest has been checked by the caller.
+        artifact: its manifest entry.
+        threads: threads inside one prediction.
+        siblings: the bundle's other artifacts, to name an alternative when the runtime is missing.
+
+    Raises:
+        RuntimeUnavailableError: the runtime is not installed or does not work here; names what to install, and the
+            sibling that an installed runtime could run.
+        BundleError: not an inference model, or the runtime refuses the file.
+    """
+    name = artifact.runtime
+    if name is None:
+        raise BundleError(f"'{artifact.name}' is a {artifact.kind} file and cannot predict")
+    others = [sibling.name for sibling in runnable(siblings) if sibling.runtime != name]
+    hint = f"; or use '{others[0]}', whose runtime is here" if others else ""
+    model = _open(path, name, threads, hint)
+    if artifact.input_layout not in (None, model.layout):
+        raise BundleError(
+            f"'{artifact.name}' takes {model.layout} input, its manifest says {artifact.input_layout}",
+            next_step="export the bundle again",
+        )
+    return model
+
+
+def open_file(path: Path, threads: int = 1) -> LoadedModel:
+    """Open a model file that has no manifest; the runtime follows from ``.onnx`` or ``.tflite``.
+
+    Raises:
+        InputError: no such file, or another suffix.
+        RuntimeUnavailableError, BundleError: as :func:`open_model`.
+    """
+    if not path.is_file():
+        raise InputError(f"the model file {path} does not exist")
+    for name, entry in RUNTIMES.items():
+        if path.suffix == entry.suffix:
+            return _open(path, name, threads, "")
+    known = ", ".join(entry.suffix for entry in RUNTIMES.values())
+    raise InputError(f"{path} is of an unknown kind", why=f"known are {known}")
+
+
+def _open(path: Path, name: RuntimeName, threads: int, hint: str) -> LoadedModel:
+    entry = RUNTIMES[name]
+    if _installed(entry) is None:
+        libraries = " or ".join(distribution for _, distribution in entry.libraries)
+        raise RuntimeUnavailableError(
+            f"{path.name} needs the runtime '{name}', which is not installed",
+            why=f"none of its libraries is here: {libraries}",
+            next_step=f"pip install 'kiridashi[{entry.extra}]'{hint}",
+        )
+    try:
+        load: Loader = importlib.import_module(entry.module).load
+        return load(path, threads)
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            f"{path.name} needs the runtime '{name}', which does not work here",
+            why=str(error),
+            next_step=f"pip install 'kiridashi[{entry.extra}]'{hint}",
+        ) from error
+
+
+def _installed(entry: RuntimeEntry) -> str | None:
+    for module, distribution in entry.libraries:
+        if importlib.util.find_spec(module) is not None:
+            return f"{distribution} {_version(distribution)}"
+    return None
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "(unknown version)"

@@ -1,0 +1,80 @@
+"""How both command-line programs answer: outcome, error, defect, interruption."""
+
+import argparse
+import json
+
+import pytest
+from kiridashi.command import Command, Outcome, main
+from kiridashi.errors import BudgetError, ExitCode, InputError, KiridashiError, MissingExtraError
+
+
+def fail(arguments: argparse.Namespace) -> Outcome:
+    raise BudgetError("it does not fit", why="memory binds", next_step="ask for more")
+
+
+def crash(arguments: argparse.Namespace) -> Outcome:
+    raise ZeroDivisionError("ours")
+
+
+def stop(arguments: argparse.Namespace) -> Outcome:
+    raise KeyboardInterrupt
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", type=int, default=1)
+
+
+COMMANDS = [
+    Command("show", "show", configure, lambda a: Outcome({"size": a.size}, f"size {a.size}")),
+    Command("fleet list", "list", configure, lambda a: Outcome({}, "no devices", ExitCode.STATE)),
+    Command("fail", "fail", configure, fail),
+    Command("crash", "crash", configure, crash),
+    Command("stop", "stop", configure, stop),
+]
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = main("tool", "A tool.", COMMANDS, argv)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_text_for_people_and_json_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "show", "--size", "3") == (0, "size 3\n", "")
+    code, out, _ = run(capsys, "show", "--json")
+    assert (code, json.loads(out)) == (0, {"size": 1})
+
+
+def test_families_of_commands_and_their_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "fleet", "list")[:2] == (ExitCode.STATE, "no devices\n")
+
+
+def test_an_error_says_what_why_and_what_next(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "fail", "--json")
+    assert code == ExitCode.BUDGET
+    assert err == "error: it does not fit\n  why:  memory binds\n  next: ask for more\n"
+    assert json.loads(out)["error"]["code"] == ExitCode.BUDGET
+
+
+def test_a_defect_is_shown_whole_and_an_interruption_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "crash")
+    assert code == ExitCode.INTERNAL
+    assert "ZeroDivisionError" in err
+    code, _, err = run(capsys, "stop")
+    assert code == ExitCode.INTERRUPTED
+    assert "Traceback" not in err
+
+
+def test_a_wrong_flag_is_a_usage_error() -> None:
+    with pytest.raises(SystemExit) as caught:
+        main("tool", "A tool.", COMMANDS, ["show", "--sise", "3"])
+    assert caught.value.code == ExitCode.USAGE
+
+
+def test_every_error_class_has_a_code_that_is_not_success() -> None:
+    def family(kind: type[KiridashiError]) -> list[type[KiridashiError]]:
+        return [kind, *(c for child in kind.__subclasses__() for c in family(child))]
+
+    assert all(kind.exit_code != ExitCode.OK for kind in family(KiridashiError))
+    assert "kiridashi[device]" in MissingExtraError.for_extra("tuf", "device").next_step
+    assert str(InputError("what", why="why")) == "what: why"
