@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _Stamp = tuple[int, int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What a model says of one frame or of a batch.
 

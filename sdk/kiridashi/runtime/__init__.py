@@ -7,7 +7,6 @@ Nothing heavy is imported until a model is opened. To add a runtime, write a mod
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from kiridashi.errors import BundleError, InputError, RuntimeUnavailableError
 from kiridashi.manifest import Artifact, RuntimeName
 from kiridashi.runtime.protocol import LoadedModel, Loader
 
-__all__ = ["RUNTIMES", "available_runtimes", "open_file", "open_model", "runnable"]
+__all__ = ["RUNTIMES", "available_runtimes", "installed_runtimes", "open_file", "open_model", "runnable"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,14 @@ def available_runtimes() -> dict[RuntimeName, str]:
     return {name: library for name, library in found.items() if library}
 
 
+def installed_runtimes() -> frozenset[RuntimeName]:
+    """The names of the installed runtimes; nothing of them is imported."""
+    return frozenset(name for name, entry in RUNTIMES.items() if _library(entry))
+
+
 def runnable(artifacts: Sequence[Artifact]) -> tuple[Artifact, ...]:
     """The inference models among ``artifacts`` whose runtime is installed, in their order."""
-    available = available_runtimes()
+    available = installed_runtimes()
     return tuple(artifact for artifact in artifacts if artifact.runtime in available)
 
 
@@ -123,14 +127,23 @@ def _open(path: Path, name: RuntimeName, threads: int, hint: str) -> LoadedModel
         ) from error
 
 
-def _installed(entry: RuntimeEntry) -> str | None:
+def _library(entry: RuntimeEntry) -> str | None:
+    """The distribution of the first of the runtime's libraries that is installed."""
     for module, distribution in entry.libraries:
         if importlib.util.find_spec(module) is not None:
-            return f"{distribution} {_version(distribution)}"
+            return distribution
     return None
 
 
+def _installed(entry: RuntimeEntry) -> str | None:
+    distribution = _library(entry)
+    return f"{distribution} {_version(distribution)}" if distribution else None
+
+
 def _version(distribution: str) -> str:
+    # Here and not above: the resident agent only asks what is installed, and this module needs three megabytes.
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -59,6 +59,20 @@ class Samples:
         """The sources as numbers, int64 [N]: equal where the source is equal."""
         return np.unique(np.asarray(self.sources, dtype=object), return_inverse=True)[1].astype(np.int64)
 
+    @property
+    def digest(self) -> str:
+        """``sha256:<hex>`` over images, labels and sources."""
+        whole = hashlib.sha256()
+        self._update_digest(whole)
+        return f"sha256:{whole.hexdigest()}"
+
+    def _update_digest(self, whole: hashlib._Hash) -> None:
+        _update(whole, repr(self.images.shape).encode())
+        _update(whole, np.ascontiguousarray(self.images).tobytes())
+        _update(whole, self.labels.astype("<i8").tobytes())
+        for source in self.sources:
+            _update(whole, source.encode())
+
     def take(self, indices: NDArray[np.int64]) -> Samples:
         """The samples at these positions, in this order."""
         return Samples(self.images[indices], self.labels[indices], tuple(self.sources[i] for i in indices))
@@ -145,11 +159,7 @@ class Task:
             _update(whole, text.encode())
         for name, samples in self.splits.items():
             _update(whole, name.encode())
-            _update(whole, repr(samples.images.shape).encode())
-            _update(whole, np.ascontiguousarray(samples.images).tobytes())
-            _update(whole, samples.labels.astype("<i8").tobytes())
-            for source in samples.sources:
-                _update(whole, source.encode())
+            samples._update_digest(whole)
         return f"sha256:{whole.hexdigest()}"
 
     def _check_labels(self) -> None:

@@ -1,0 +1,272 @@
+"""Carrying out the lifecycle's actions for one line. Each action may be done twice; none touches the active model.
+
+An action takes the line's record and returns the event it led to and the record as it is then; the agent makes the
+record durable. Errors become events here: no connection means ``offline``, everything else ``refused``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import msgspec
+from kiridashi.artifacts import MANIFEST_NAME, check_file, write_atomic
+from kiridashi.budget import MIB
+from kiridashi.config import Config, LineSection
+from kiridashi.errors import BudgetError, KiridashiError, NetworkError, StateError
+from kiridashi.manifest import Manifest, decode_manifest
+from kiridashi.messages import ErrorReport
+from kiridashi.runtime import installed_runtimes
+from kiridashi.slots import TUNED_NAME, Active, LineSlots, Slot
+
+from kiridashi_agent.choice import Measured, can_be_tuned, candidates, fastest_within, nearest, needed_files
+from kiridashi_agent.download import check_room, chunk_places, download
+from kiridashi_agent.jobs import TuneRequest
+from kiridashi_agent.journal import LineRecord
+from kiridashi_agent.lifecycle import Action, Event
+from kiridashi_agent.metadata import TrustStore
+from kiridashi_agent.process import JobCancelledError, Limits
+from kiridashi_agent.transport import NotFoundError, RefusedError, Transport
+from kiridashi_agent.trial import Jobs, Trial
+
+_LOG = logging.getLogger(__name__)
+INCOMING_NAME = "incoming.json"
+Result = tuple[Event, LineRecord]
+_replace = msgspec.structs.replace
+
+
+class Actions:
+    """The actions of all lines of one device.
+
+    Args:
+        config: the device's settings.
+        transport: the way to the server.
+        trust: what of the server is believed.
+        jobs: how files are probed, measured and tuned.
+        stop: when set, a running job is ended and its ``JobCancelledError`` is passed on.
+        runtimes: tells the names of the installed runtimes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        transport: Transport,
+        trust: TrustStore,
+        jobs: Jobs,
+        stop: threading.Event,
+        runtimes: Callable[[], Collection[str]] = installed_runtimes,
+    ) -> None:
+        self._config = config
+        self._state = config.device.state_dir
+        self._transport = transport
+        self._trust = trust
+        self._jobs = jobs
+        self._runtimes = runtimes
+        self._limits = Limits(seconds=config.limits.job_timeout_s, cancel=stop)
+        self._by_name: dict[Action, Callable[[str, LineRecord], Result]] = {
+            "fetch": self._fetch,
+            "download": self._download,
+            "probe": self._probe,
+            "measure": self._measure,
+            "tune": self._tune,
+            "validate": self._validate,
+            "activate": self._activate,
+        }
+
+    def run(self, action: Action, line: str, record: LineRecord) -> Result:
+        """Carry out one action of the table (not ``none``, ``wait`` or ``discard``).
+
+        Raises:
+            JobCancelledError: the agent is shutting down; the same action is to be done again later.
+        """
+        try:
+            return self._by_name[action](line, record)
+        except JobCancelledError:
+            raise
+        except NetworkError as error:
+            final = isinstance(error, NotFoundError | RefusedError)
+            return ("refused" if final else "offline"), with_error(record, error)
+        except KiridashiError as error:
+            return "refused", with_error(record, error)
+        except OSError as error:
+            wrapped = StateError(f"line '{line}': a file could not be read or written", why=str(error))
+            return "refused", with_error(record, wrapped)
+
+    def discard(self, line: str, record: LineRecord) -> None:
+        """Empty the slot of a refused target. It could not be activated any more; this frees the disk."""
+        slots = LineSlots(self._state, line)
+        try:
+            active = slots.active()
+            is_active = active is not None and active.slot == record.slot
+            if record.slot is not None and not is_active and _holds_incoming(slots, record.slot):
+                slots.prepare(record.slot)
+        except (StateError, OSError) as error:
+            _LOG.warning("line=%s the refused target's files stay: %s", line, error)
+
+    def _fetch(self, line: str, record: LineRecord) -> Result:
+        manifest = self._trust.fetch_manifest(self._transport, line, record.state.target)
+        candidates(manifest, self._runtimes(), self._line(line).runtime)  # none at all: refused before any download
+        slots = LineSlots(self._state, line)
+        write_atomic(slots.root / INCOMING_NAME, manifest.encode())
+        state = _replace(record.state, version=manifest.version, error=None)
+        return "fetched", _replace(record, state=state, slot=slots.inactive_slot())
+
+    def _download(self, line: str, record: LineRecord) -> Result:
+        slots, slot = LineSlots(self._state, line), _slot(record)
+        manifest = decode_manifest((slots.root / INCOMING_NAME).read_bytes(), str(slots.root / INCOMING_NAME))
+        runnable = candidates(manifest, self._runtimes(), self._line(line).runtime)
+        files = needed_files(manifest, runnable, tune=self._will_tune(line, manifest))
+        keep_free = self._config.limits.free_disk_mib * MIB
+        folder = _prepared(slots, slot, manifest, sum(file.bytes for file in files), keep_free)
+        active = slots.active()
+        elsewhere = {}
+        if active is not None:
+            donor = slots.folder(active.slot)
+            elsewhere = chunk_places(donor, decode_manifest((donor / MANIFEST_NAME).read_bytes(), str(donor)))
+        delivery = download(self._transport, folder, files, elsewhere=elsewhere, keep_free_bytes=keep_free)
+        return "downloaded", _replace(record, state=_replace(record.state, delivery=delivery, error=None))
+
+    def _probe(self, line: str, record: LineRecord) -> Result:
+        trial, manifest = self._trial(line, record)
+        runnable = candidates(manifest, self._runtimes(), self._line(line).runtime)
+        return "probed", _replace(record, candidates=trial.probe(runnable))
+
+    def _measure(self, line: str, record: LineRecord) -> Result:
+        trial, manifest = self._trial(line, record)
+        passed = [manifest.artifact(name) for name in record.candidates]
+        will_tune = self._will_tune(line, manifest)
+        tunable = [artifact for artifact in passed if will_tune and can_be_tuned(manifest, artifact)]
+        measured, failures = trial.measure(tunable)
+        best = fastest_within(measured)
+        if best is not None:
+            return "chosen-for-tuning", _choose(record, best)
+        if tunable:
+            _LOG.warning("line=%s no file that can be tuned is inside the budget; trying the others", line)
+        others, more_failures = trial.measure([artifact for artifact in passed if artifact not in tunable])
+        best = fastest_within(others)
+        if best is not None:
+            return "chosen", _choose(record, best)
+        closest = nearest([*measured, *others])
+        if closest is None:
+            raise (failures + more_failures)[0]
+        error = BudgetError(
+            f"no file of line '{line}' version {manifest.version} is inside the budget {manifest.budget}",
+            why=f"{closest.artifact}, the nearest: {closest.verdict.describe(manifest.budget, closest.measurement)}",
+            next_step="cut a smaller model for this device, or allow it more",
+        )
+        state = _replace(record.state, measured=closest.measurement, verdict=closest.verdict)
+        return "refused", with_error(_replace(record, state=state), error)
+
+    def _tune(self, line: str, record: LineRecord) -> Result:
+        section = self._line(line)
+        request = TuneRequest(
+            state_dir=str(self._state),
+            line=line,
+            slot=_slot(record),
+            artifact=record.chosen,
+            samples=str(section.samples),
+            device=self._config.device.id,
+            threads=section.threads,
+        )
+        try:
+            outcome = self._jobs.tune(request, self._limits)
+        except JobCancelledError:
+            raise
+        except KiridashiError as error:
+            # The shipped model was measured and is sound: it goes on untuned, and the report says why.
+            _LOG.error("line=%s tuning failed, the untuned model goes on: %s", line, error)
+            return "tuned", with_error(record, error)
+        kept = outcome.report.kept and outcome.artifact == record.chosen
+        state = _replace(record.state, tune=outcome.report)
+        return "tuned", _replace(record, state=state, tuned_digest=outcome.model_digest if kept else "")
+
+    def _validate(self, line: str, record: LineRecord) -> Result:
+        folder, manifest = self._bundle(line, record)
+        artifact = manifest.artifact(record.chosen)
+        check_file(folder / artifact.name, artifact)
+        if record.tuned_digest:
+            # Here and not above: the cryptography library is large, and most of the time nothing is to be checked.
+            from kiridashi.trust import check_tuned, load_public_key
+
+            key = load_public_key(self._state)
+            check_tuned(folder / TUNED_NAME, artifact.name, manifest.digest, record.tuned_digest, key)
+        return "validated", record
+
+    def _activate(self, line: str, record: LineRecord) -> Result:
+        slots = LineSlots(self._state, line)
+        _, manifest = self._bundle(line, record)
+        tuned = bool(record.tuned_digest)
+        active = Active(_slot(record), record.chosen, record.tuned_digest or manifest.digest, tuned)
+        slots.activate(active)
+        (slots.root / INCOMING_NAME).unlink(missing_ok=True)
+        return "activated", with_active(record, active)
+
+    def _line(self, line: str) -> LineSection:
+        section = self._config.lines.get(line)
+        if section is None:
+            raise StateError(f"line '{line}' is no longer in the configuration", next_step=f"add [lines.{line}]")
+        return section
+
+    def _will_tune(self, line: str, manifest: Manifest) -> bool:
+        section = self._line(line)
+        has_samples = section.samples is not None and any(section.samples.glob("*.npz"))
+        can_train = manifest.train is not None and "onnxruntime" in self._runtimes()
+        return section.tune and has_samples and can_train
+
+    def _bundle(self, line: str, record: LineRecord) -> tuple[Path, Manifest]:
+        folder = LineSlots(self._state, line).folder(_slot(record))
+        return folder, decode_manifest((folder / MANIFEST_NAME).read_bytes(), str(folder / MANIFEST_NAME))
+
+    def _trial(self, line: str, record: LineRecord) -> tuple[Trial, Manifest]:
+        folder, manifest = self._bundle(line, record)
+        return Trial(self._jobs, folder, manifest, self._line(line).threads, self._limits), manifest
+
+
+def with_error(record: LineRecord, error: KiridashiError) -> LineRecord:
+    """The record with what went wrong, as it will be reported."""
+    report = ErrorReport(type(error).__name__, int(error.exit_code), str(error), record.state.phase)
+    return _replace(record, state=_replace(record.state, error=report))
+
+
+def with_active(record: LineRecord, active: Active) -> LineRecord:
+    """The record with what serves now."""
+    state = _replace(
+        record.state,
+        slot=active.slot,
+        artifact=active.artifact,
+        model_digest=active.model_digest,
+        tuned=active.tuned,
+    )
+    return _replace(record, state=state)
+
+
+def _prepared(slots: LineSlots, slot: Slot, manifest: Manifest, needed_bytes: int, keep_free_bytes: int) -> Path:
+    """The slot's folder: as it is when it holds a part of this bundle, else emptied and given the manifest."""
+    folder, previous = slots.folder(slot), slots.previous()
+    # Tuning writes beside the files, so a slot whose tuned model can still be gone back to is not built upon.
+    is_way_back = previous is not None and previous.slot == slot and previous.tuned
+    if _holds_incoming(slots, slot) and not is_way_back:
+        return folder
+    freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    check_room(slots.root, needed_bytes - freed, keep_free_bytes)
+    folder = slots.prepare(slot)
+    write_atomic(folder / MANIFEST_NAME, manifest.encode())
+    return folder
+
+
+def _holds_incoming(slots: LineSlots, slot: Slot) -> bool:
+    here, incoming = slots.folder(slot) / MANIFEST_NAME, slots.root / INCOMING_NAME
+    return here.is_file() and incoming.is_file() and here.read_bytes() == incoming.read_bytes()
+
+
+def _choose(record: LineRecord, best: Measured) -> LineRecord:
+    state = _replace(record.state, measured=best.measurement, verdict=best.verdict)
+    return _replace(record, state=state, chosen=best.artifact, tuned_digest="")
+
+
+def _slot(record: LineRecord) -> Slot:
+    if record.slot is None:
+        raise StateError("the journal names no slot for this update", next_step="retry the rollout")
+    return record.slot

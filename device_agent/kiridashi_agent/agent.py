@@ -1,0 +1,235 @@
+"""The agent: takes what the server wants, drives each line through its lifecycle, and reports what is true.
+
+The journal is the only memory. Whatever happens to the process, starting it again goes on from there; the server's
+wish is retained at the broker and comes again by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import msgspec
+from kiridashi.config import Config
+from kiridashi.errors import InputError, NetworkError, StateError
+from kiridashi.messages import Desired, LineDesired, LineState, Reported
+
+from kiridashi_agent.actions import Actions, with_error
+from kiridashi_agent.journal import DeviceRecord, Journal, LineRecord
+from kiridashi_agent.lifecycle import RESTING, Action, Event, advance, resume
+from kiridashi_agent.process import JobCancelledError
+from kiridashi_agent.reporting import build_report
+from kiridashi_agent.transport import Transport
+
+_LOG = logging.getLogger(__name__)
+TICK_S = 1.0
+MAX_ATTEMPTS = 3
+# Refusals that say nothing about the model itself: a later generation may try the same target again.
+_RETRIED_KINDS = frozenset({"TrustError", "NotFoundError", "RefusedError", "StateError"})
+_UNCOUNTED: frozenset[Action] = frozenset({"fetch", "download"})
+_replace = msgspec.structs.replace
+
+
+class Agent:
+    """One device's agent over its parts.
+
+    Args:
+        config: the device's settings.
+        transport: the wire; it may be connected or not, now or later.
+        journal: what is durable.
+        actions: the lifecycle's actions.
+        stop: set by whoever wants the agent to end; a running job is ended then.
+    """
+
+    def __init__(
+        self, config: Config, transport: Transport, journal: Journal, actions: Actions, stop: threading.Event
+    ) -> None:
+        self._config = config
+        self._transport = transport
+        self._journal = journal
+        self._actions = actions
+        self._stop = stop
+        self._published: Reported | None = None
+        self._heard: Desired | None = None
+        self._retry_at: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Work until ``stop`` is set."""
+        while not self._stop.is_set():
+            self.tick(TICK_S)
+
+    def run_until_settled(self, timeout_s: float) -> Reported:
+        """Work until the server's wish has been heard and every line rests; returns the last report.
+
+        Raises:
+            NetworkError: the server's wish was not heard, or a line could not go on, within the time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self._stop.is_set() and not (self._heard is not None and self._rests()):
+            if time.monotonic() > deadline:
+                raise self._not_settled(timeout_s)
+            self.tick(TICK_S)
+        return self._report()
+
+    def tick(self, wait_s: float) -> None:
+        """Take a new wish if there is one within ``wait_s``, then work on what is due, and report changes."""
+        self._listen(0.0 if self._due() else wait_s)
+        self._publish()
+        for line in self._due():
+            with self._journal.lock(line, wait=True):
+                self._work(line)
+        self._publish()
+
+    def _listen(self, wait_s: float) -> None:
+        desired = self._transport.next_desired(wait_s)
+        if desired is not None:
+            self._heard = desired
+            self._adopt(desired)
+
+    def _adopt(self, desired: Desired) -> None:
+        """Make the wish durable, line by line, before the generation says that it was taken."""
+        known = self._journal.device().generation
+        if desired.generation < known:
+            _LOG.warning("desired generation %d is older than %d and was ignored", desired.generation, known)
+            return
+        for line, wanted in desired.lines.items():
+            record = self._journal.line(line)
+            changed = adopted(record, wanted, desired.generation, configured=line in self._config.lines)
+            if changed is not record:
+                self._journal.write_line(line, changed)
+                self._retry_at.pop(line, None)
+                self._tell(line, changed)
+        if desired.generation != known:
+            self._journal.write_device(DeviceRecord(desired.generation))
+
+    def _due(self) -> list[str]:
+        now = time.monotonic()
+        working = [line for line, record in self._journal.lines().items() if record.state.phase not in RESTING]
+        return [line for line in working if self._retry_at.get(line, 0.0) <= now]
+
+    def _rests(self) -> bool:
+        return all(record.state.phase in RESTING for record in self._journal.lines().values())
+
+    def _work(self, line: str) -> None:
+        """Drive one line until it rests, has to wait, or something newer is wanted."""
+        record = self._journal.line(line)
+        action = resume(record.state.phase)
+        while action not in ("none", "wait") and not self._stop.is_set():
+            try:
+                event, record = self._do(action, line, record)
+            except JobCancelledError:
+                self._journal.write_line(line, record)  # ended on purpose: not one of the attempts
+                return
+            step = advance(record.state.phase, event)
+            action = step.action
+            record = _replace(record, state=_replace(record.state, phase=step.phase), attempts=0)
+            self._journal.write_line(line, record)
+            if action == "discard":
+                self._actions.discard(line, record)
+                action = "none"
+            if action == "wait":
+                self._retry_at[line] = time.monotonic() + self._config.limits.retry_wait_s
+                _LOG.warning("line=%s phase=%s waits: %s", line, record.state.phase, _error_text(record))
+            else:
+                self._tell(line, record)
+            self._publish()
+            if action != "none":
+                self._listen(0.0)
+                newest = self._journal.line(line)
+                if newest != record:
+                    record, action = newest, resume(newest.state.phase)
+
+    def _do(self, action: Action, line: str, record: LineRecord) -> tuple[Event, LineRecord]:
+        """One action, counted in the journal first: an action that takes the whole process down is not repeated
+        for ever."""
+        if action in _UNCOUNTED:
+            return self._actions.run(action, line, record)
+        if record.attempts >= MAX_ATTEMPTS:
+            error = StateError(
+                f"line '{line}' was given up while {record.state.phase}",
+                why=f"the agent ended {record.attempts} times in this phase without finishing it",
+                next_step="see the system's log for what ended it (out of memory, power), then retry the rollout",
+            )
+            return "refused", with_error(record, error)
+        self._journal.write_line(line, _replace(record, attempts=record.attempts + 1))
+        return self._actions.run(action, line, record)
+
+    def _tell(self, line: str, record: LineRecord) -> None:
+        state = record.state
+        body = {"line": line, "phase": state.phase, "target": state.target, "generation": record.generation}
+        if state.error is not None:
+            body |= {"error": state.error.kind, "message": state.error.message}
+        _LOG.info(" ".join(f"{key}={value}" for key, value in body.items()))
+        try:
+            self._transport.publish_event(state.phase, body)
+        except NetworkError as error:
+            _LOG.warning("the event was not sent: %s", error)
+
+    def _report(self) -> Reported:
+        return build_report(self._config.device.id, self._config.lines, self._journal)
+
+    def _publish(self) -> None:
+        report = self._report()
+        # The resident size moves all the time; alone it is no news.
+        if (
+            self._published is None
+            or _replace(report, idle_rss_bytes=self._published.idle_rss_bytes) != self._published
+        ):
+            self._published = report
+            try:
+                self._transport.publish_state(report)
+            except NetworkError as error:
+                _LOG.error("the state was not sent: %s", error)
+
+    def _not_settled(self, timeout_s: float) -> NetworkError:
+        if self._heard is None:
+            return NetworkError(
+                f"no desired state for device '{self._config.device.id}' came within {timeout_s:g} s",
+                why="the server has not published one, or is not connected to this broker",
+                next_step="check that a version is wanted for this device's line (kiridashi line list)",
+            )
+        waiting = {line: record for line, record in self._journal.lines().items() if record.state.phase not in RESTING}
+        text = "; ".join(f"{line} is {r.state.phase}: {_error_text(r)}" for line, r in waiting.items())
+        return NetworkError(
+            f"the desired state was not reached within {timeout_s:g} s",
+            why=text,
+            next_step="run kiridashi-agent run --once again: it goes on where it stopped",
+        )
+
+
+def adopted(record: LineRecord, wanted: LineDesired, generation: int, *, configured: bool) -> LineRecord:
+    """The line's record once ``wanted`` is taken: the same object when nothing changes. Pure.
+
+    A target that was refused for reasons outside the model is tried again with a later generation; one that was
+    refused for itself, or undone by hand, only when its rollout is another.
+    """
+    state = record.state
+    same_target = wanted.target == state.target
+    failed_outside = state.error is not None and state.error.kind in _RETRIED_KINDS
+    again = (state.phase in ("rejected", "rolled-back") and wanted.rollout != record.rollout) or (
+        state.phase == "rejected" and failed_outside and generation > record.generation
+    )
+    if same_target and not again:
+        return record
+    fresh = LineState(
+        phase=advance(state.phase, "desired").phase,
+        target=wanted.target,
+        slot=state.slot,
+        artifact=state.artifact,
+        model_digest=state.model_digest,
+        tuned=state.tuned,
+    )
+    taken = LineRecord(state=fresh, generation=generation, rollout=wanted.rollout)
+    if configured:
+        return taken
+    error = InputError(
+        "a model was wanted for a line that is not in this device's configuration",
+        next_step="add the line's section to config.toml, or enrol the device for that line",
+    )
+    refused = with_error(taken, error)
+    return _replace(refused, state=_replace(refused.state, phase=advance("fetching", "refused").phase))
+
+
+def _error_text(record: LineRecord) -> str:
+    return record.state.error.message if record.state.error else "no error was noted"

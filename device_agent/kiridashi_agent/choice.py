@@ -1,0 +1,80 @@
+"""Which of a bundle's files this device should fetch, try and run. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from kiridashi.budget import Budget, Measurement, Verdict, judge
+from kiridashi.errors import RuntimeUnavailableError
+from kiridashi.manifest import Artifact, Manifest
+
+_TUNABLE_KINDS = ("onnx-fp32", "tflite-fp32")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate with what it was measured to need and what the budget says to that."""
+
+    artifact: str
+    measurement: Measurement
+    verdict: Verdict
+
+
+def candidates(manifest: Manifest, runtimes: Collection[str], preferred: str) -> tuple[Artifact, ...]:
+    """The inference files that this device can run, in the manifest's order.
+
+    Args:
+        manifest: the bundle.
+        runtimes: names of the runtimes that are installed.
+        preferred: a runtime's name, or ``"auto"`` for any.
+
+    Raises:
+        RuntimeUnavailableError: there is none.
+    """
+    allowed = set(runtimes) if preferred == "auto" else {preferred} & set(runtimes)
+    found = tuple(artifact for artifact in manifest.artifacts if artifact.runtime in allowed)
+    if not found:
+        offered = sorted({artifact.runtime for artifact in manifest.artifacts if artifact.runtime})
+        raise RuntimeUnavailableError(
+            f"no file of line '{manifest.line}' version {manifest.version} can run on this device",
+            why=f"the bundle is for {' and '.join(offered) or 'no runtime'}; installed here: "
+            f"{', '.join(sorted(runtimes)) or 'none'}; the configuration asks for '{preferred}'",
+            next_step="pip install 'kiridashi[line]' (onnxruntime) or 'kiridashi[litert]' on the device",
+        )
+    return found
+
+
+def can_be_tuned(manifest: Manifest, artifact: Artifact) -> bool:
+    """Whether the device may change this file's parameters: float32, with their places listed."""
+    return manifest.train is not None and artifact.kind in _TUNABLE_KINDS and bool(artifact.patches)
+
+
+def needed_files(manifest: Manifest, runnable: Sequence[Artifact], *, tune: bool) -> tuple[Artifact, ...]:
+    """What to fetch: the files that can run here, the probe, and for tuning the train step and what it changes."""
+    names = {artifact.name for artifact in runnable}
+    # The closed-form head is fitted on the features that the onnx-fp32 file gives, whatever is deployed.
+    kinds = {"probe", "train-step", "train-state", "onnx-fp32"} if tune else {"probe"}
+    return tuple(
+        artifact
+        for artifact in manifest.artifacts
+        if artifact.name in names or artifact.kind in kinds or (tune and can_be_tuned(manifest, artifact))
+    )
+
+
+def fastest_within(measured: Sequence[Measured]) -> Measured | None:
+    """The candidate inside the budget with the lowest 95th percentile, ``None`` if none is inside."""
+    inside = [entry for entry in measured if entry.verdict.within]
+    return min(inside, key=lambda entry: entry.measurement.latency_p95_ms, default=None)
+
+
+def nearest(measured: Sequence[Measured]) -> Measured | None:
+    """Of candidates over the budget, the one that breaks the fewest limits, then the fastest: the one to report."""
+    return min(
+        measured, key=lambda entry: (len(entry.verdict.exceeded), entry.measurement.latency_p95_ms), default=None
+    )
+
+
+def judged(artifact: Artifact, budget: Budget, measurement: Measurement) -> Measured:
+    """A candidate's measurement with its verdict."""
+    return Measured(artifact.name, measurement, judge(budget, measurement))

@@ -1,0 +1,23 @@
+"""The ``kiridashi-agent`` command: the device's side, one file per command."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from kiridashi import command
+
+_MODULES = ("enroll", "run", "measure", "predict", "undo", "status", "doctor")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``kiridashi-agent``; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # The agent runs for months: of the program it loads its own command only.
+    names = arguments[:1] if arguments[:1] and arguments[0] in _MODULES else _MODULES
+    commands: list[command.Command] = []
+    for name in names:
+        commands.extend(importlib.import_module(f"kiridashi_agent.cli.{name}").COMMANDS)
+    description = "The device's agent: take a line's model, check it, measure it here, tune it, and activate it."
+    return command.main("kiridashi-agent", description, commands, arguments)

@@ -1,0 +1,88 @@
+"""``kiridashi-agent run``: the agent itself, as a service or until the present wish is settled."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import msgspec
+from kiridashi.command import Command, Outcome
+from kiridashi.errors import ExitCode
+from kiridashi.messages import Reported
+
+from kiridashi_agent import jobs, logs
+from kiridashi_agent.actions import Actions
+from kiridashi_agent.agent import Agent
+from kiridashi_agent.cli.place import add_state_argument, opened_config
+from kiridashi_agent.journal import Journal
+from kiridashi_agent.metadata import TrustStore, read_pinned_root
+from kiridashi_agent.mqtt import MqttSettings, MqttTransport
+
+AGENT_LOCK = "agent"
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    add_state_argument(parser)
+    parser.add_argument("--once", action="store_true", help="end when every line rests: active or rejected")
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="with --once: give up then")
+    parser.add_argument("--log-level", choices=logs.LEVELS, default="info", help="how much to log")
+
+
+def _run(arguments: argparse.Namespace) -> Outcome:
+    logs.configure(arguments.log_level)
+    config = opened_config(arguments)
+    journal = Journal(config.device.state_dir / "journal")
+    trust = TrustStore(config.device.state_dir / "trust" / "metadata", read_pinned_root(config.device.state_dir))
+    transport = MqttTransport(MqttSettings.from_config(config))
+    with journal.lock(AGENT_LOCK, wait=False), _stopped_by_signals() as stop:
+        actions = Actions(config, transport, trust, jobs, stop)
+        agent = Agent(config, transport, journal, actions, stop)
+        transport.start()
+        try:
+            if not arguments.once:
+                agent.run()
+                return Outcome({"stopped": True})
+            transport.wait_connected(arguments.timeout)
+            report = agent.run_until_settled(arguments.timeout)
+            transport.flush(timeout_s=10.0)
+        finally:
+            transport.stop()
+    if stop.is_set():
+        return Outcome(msgspec.to_builtins(report), "stopped", ExitCode.INTERRUPTED)
+    return _outcome(report)
+
+
+def _outcome(report: Reported) -> Outcome:
+    rows, worst = [], ExitCode.OK
+    for line, state in sorted(report.lines.items()):
+        serving = (
+            f"{state.artifact} in slot {state.slot}{' (tuned)' if state.tuned else ''}" if state.slot else "nothing"
+        )
+        why = f": {state.error.message}" if state.error else ""
+        rows.append(f"{line}: {state.phase}, target {state.target or 'none'}, serves {serving}{why}")
+        if state.phase == "rejected" and state.error is not None:
+            worst = ExitCode(state.error.code)
+    return Outcome(msgspec.to_builtins(report), "\n".join(rows) or "no line is configured", worst)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set: the agent then ends between two steps, and a running job at once."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+COMMANDS = (Command("run", "run the agent", _configure, _run),)

@@ -1,0 +1,40 @@
+"""``kiridashi-agent status``: what the journal and the slots say, without touching the network."""
+
+from __future__ import annotations
+
+import argparse
+
+import kiridashi
+import msgspec
+from kiridashi.command import Command, Outcome
+from kiridashi.messages import LineState
+from kiridashi.slots import Active, LineSlots
+
+from kiridashi_agent.cli.place import add_state_argument, opened_config
+from kiridashi_agent.journal import Journal
+
+
+def _run(arguments: argparse.Namespace) -> Outcome:
+    config = opened_config(arguments)
+    journal = Journal(config.device.state_dir / "journal")
+    states = {line: LineState(phase="idle") for line in config.lines}
+    states |= {line: record.state for line, record in journal.lines().items()}
+    generation = journal.device().generation
+    rows = [f"device {config.device.id}, agent {kiridashi.__version__}, generation {generation}"]
+    data = {}
+    for line, state in sorted(states.items()):
+        active = LineSlots(config.device.state_dir, line).active()
+        data[line] = {"state": msgspec.to_builtins(state), "active": msgspec.to_builtins(active)}
+        rows.append(f"{line}: {state.phase}, target {state.target or 'none'}, serves {_serving(active)}")
+        if state.error is not None:
+            rows.append(f"  {state.error.kind} while {state.error.phase}: {state.error.message}")
+    return Outcome({"device": config.device.id, "generation": generation, "lines": data}, "\n".join(rows))
+
+
+def _serving(active: Active | None) -> str:
+    if active is None:
+        return "nothing"
+    return f"{active.artifact}{' (tuned)' if active.tuned else ''} from slot {active.slot}, {active.model_digest[:19]}"
+
+
+COMMANDS = (Command("status", "show the lines and what they serve", add_state_argument, _run),)

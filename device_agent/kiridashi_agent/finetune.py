@@ -1,0 +1,285 @@
+"""Local tuning, in a child process with numpy and onnxruntime only: head, iterations, patch, validate, seal.
+
+The order is fixed: the hold-out is predicted with the shipped file, then the head is fitted and the train step runs on
+the training samples alone, then a copy of the file that will be deployed is patched, and *that file on that runtime*
+predicts the hold-out again. Only then are the two compared, once; nothing is chosen by the hold-out.
+
+Everything is written to ``tuned.part`` beside the shipped files and renamed to ``tuned`` at the very end, so a kill at
+any moment leaves the slot without tuned files, never with half of them.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from kiridashi.artifacts import check_file, sha256_file, sync_folder, write_atomic
+from kiridashi.errors import BundleError, StateError
+from kiridashi.manifest import Artifact, Manifest, TrainSpec
+from kiridashi.messages import TuneReport
+from kiridashi.preprocess import to_input
+from kiridashi.runtime import open_model
+from kiridashi.runtime.onnx import FEATURES, OnnxModel, load
+from kiridashi.runtime.protocol import FloatArray, LoadedModel
+from kiridashi.samples import Samples, load_samples
+from kiridashi.slots import TUNED_NAME, LineSlots
+from kiridashi.trust import SEAL_NAME, VALUES_NAME, Seal, load_or_create_key, sign_seal
+from numpy.typing import NDArray
+
+from kiridashi_agent.closed_form import Head, fit_head
+from kiridashi_agent.gate import Judgement, judge_tuning
+from kiridashi_agent.jobs import TuneOutcome, TuneRequest
+from kiridashi_agent.machine import peak_rss_bytes
+from kiridashi_agent.patching import patch_artifact, read_parameters
+from kiridashi_agent.probe import read_manifest
+from kiridashi_agent.steps import StepsPlan, StepsResult, run_steps
+
+Request = TuneRequest
+PART_NAME = "tuned.part"
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    """The slot's bundle, checked.
+
+    ``deployed`` is the file that would run untuned, ``target`` the float32 file that tuning writes, ``features`` the
+    one whose features the head is fitted on, ``start`` the parameters as shipped.
+    """
+
+    folder: Path
+    manifest: Manifest
+    spec: TrainSpec
+    deployed: Artifact
+    target: Artifact
+    features: Artifact
+    start: dict[str, FloatArray]
+
+
+@dataclass(frozen=True)
+class _Tuned:
+    """Parameters after tuning, and what the head alone reached on the hold-out."""
+
+    values: dict[str, FloatArray]
+    steps: StepsResult
+    accuracy_head: float
+
+
+def run(request: TuneRequest) -> TuneOutcome:
+    """Tune one slot; see :func:`kiridashi_agent.jobs.tune` for what is raised."""
+    started = time.perf_counter()
+    slots = LineSlots(Path(request.state_dir), request.line)
+    _clear(slots, request)
+    bundle = _open_bundle(slots, request)
+    size = bundle.manifest.preprocessing
+    samples = load_samples(Path(request.samples), bundle.manifest.labels, size.height, size.width)
+    train, held = samples.part(holdout=False), samples.part(holdout=True)
+    shortage = _shortage(train, held, bundle.manifest.labels)
+    if shortage:
+        return _not_tuned(request, started, samples, shortage)
+    before = _predict(_open(bundle, bundle.deployed, bundle.folder, request.threads), bundle, held)
+    tuned = _tune(bundle, train, held, request)
+    part = bundle.folder / PART_NAME
+    part.mkdir()
+    patches = [patch for patch in bundle.target.patches if patch.parameter in tuned.values]
+    patch_artifact(bundle.folder / bundle.target.name, patches, tuned.values, part / bundle.target.name)
+    after = _predict(_open(bundle, bundle.target, part, request.threads), bundle, held)
+    judgement = judge_tuning(held.labels, before, after, bundle.manifest.labels, request.max_recall_drop)
+    if judgement.kept:
+        digest = _seal(bundle, part, tuned.values, judgement, request, len(held))
+        part.replace(bundle.folder / TUNED_NAME)
+    else:
+        digest = ""
+        shutil.rmtree(part)
+    sync_folder(bundle.folder)
+    report = _report(tuned, judgement, (len(train), len(held)), time.perf_counter() - started)
+    return TuneOutcome(report, bundle.target.name if judgement.kept else request.artifact, digest)
+
+
+def _clear(slots: LineSlots, request: TuneRequest) -> None:
+    """Remove what an earlier attempt left, unless it is what serves now."""
+    folder = slots.folder(request.slot)
+    if not folder.is_dir():
+        raise StateError(f"line '{request.line}' has nothing in slot {request.slot} to tune")
+    for active in (slots.active(), slots.previous()):
+        if active is not None and active.tuned and active.slot == request.slot:
+            raise StateError(
+                f"the tuned files in slot {request.slot} of line '{request.line}' are in use",
+                next_step="prepare the other slot with the bundle, and tune there",
+            )
+    for name in (PART_NAME, TUNED_NAME):
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+
+
+def _open_bundle(slots: LineSlots, request: TuneRequest) -> _Bundle:
+    folder = slots.folder(request.slot)
+    manifest = read_manifest(folder)
+    spec = manifest.train
+    if spec is None:
+        raise BundleError(f"the bundle in {folder} has no train step", next_step="export it with one")
+    deployed = manifest.artifact(request.artifact)
+    target = _target(manifest, spec, deployed)
+    features = manifest.of_kind("onnx-fp32")
+    if features is None:
+        raise BundleError(f"the bundle in {folder} has no onnx-fp32 file, whose features the head is fitted on")
+    for name in {deployed.name, target.name, features.name, spec.graph, spec.state}:
+        check_file(folder / name, manifest.artifact(name))
+    with np.load(folder / spec.state, allow_pickle=False) as file:
+        start = {name: np.asarray(file[name], np.float32) for name in spec.parameters if name in file.files}
+    if set(start) != set(spec.parameters):
+        raise BundleError(f"{folder / spec.state} lacks parameters that the manifest lists")
+    for name, held in read_parameters(folder / target.name, target.patches).items():
+        if name in start and not np.array_equal(held.ravel(), start[name].ravel()):
+            raise BundleError(f"the manifest's place of '{name}' in {target.name} does not hold its values")
+    return _Bundle(folder, manifest, spec, deployed, target, features, start)
+
+
+def _target(manifest: Manifest, spec: TrainSpec, deployed: Artifact) -> Artifact:
+    """The deployed file, or where it cannot be patched the float32 file of the same runtime."""
+    needed = {spec.head_weight, spec.head_bias}
+    for artifact in (deployed, *manifest.artifacts):
+        places = {patch.parameter for patch in artifact.patches}
+        if artifact.runtime == deployed.runtime and needed <= places:
+            return artifact
+    raise BundleError(
+        f"no file of the bundle for {deployed.runtime} can take a tuned head",
+        next_step="export the bundle again with a float32 file for this runtime",
+    )
+
+
+def _shortage(train: Samples, held: Samples, labels: Sequence[str]) -> str:
+    """Why these samples are too few to learn from and to judge by, or an empty string.
+
+    Every class is needed in both: training pushes the score of absent classes down, and what the hold-out lacks
+    would be lost unseen.
+    """
+    for part, what in ((train, "sample to learn from"), (held, "hold-out sample")):
+        absent = [name for n, name in enumerate(labels) if n not in part.labels]
+        if absent:
+            return f"no {what} of class '{absent[0]}'" + (f" and {len(absent) - 1} more" if absent[1:] else "")
+    return ""
+
+
+def _tune(bundle: _Bundle, train: Samples, held: Samples, request: TuneRequest) -> _Tuned:
+    spec = bundle.spec
+    features_model = load(bundle.folder / bundle.features.name, request.threads)
+    shape = bundle.start[spec.head_weight].shape
+    classes = len(bundle.manifest.labels)
+    shipped = Head(bundle.start[spec.head_weight].reshape(classes, -1), bundle.start[spec.head_bias].reshape(classes))
+    fit = fit_head(_features(features_model, bundle, train), train.labels, shipped, spec.head_ridge)
+    predicted = fit.head.logits(_features(features_model, bundle, held)).argmax(axis=1)
+    start = bundle.start | {
+        spec.head_weight: fit.head.weight.reshape(shape),
+        spec.head_bias: fit.head.bias.reshape(bundle.start[spec.head_bias].shape),
+    }
+    del features_model  # its memory is needed for the train step
+    steps = _iterate(bundle, train, start, request)
+    values = start if steps.diverged else steps.values
+    return _Tuned(values, steps, float((predicted == held.labels).mean()))
+
+
+def _iterate(bundle: _Bundle, train: Samples, start: dict[str, FloatArray], request: TuneRequest) -> StepsResult:
+    iterations = bundle.spec.iterations if request.iterations is None else request.iterations
+    if iterations < 1:
+        return StepsResult(start, 0, 0.0, 0.0, diverged=False)
+    plan = StepsPlan(
+        graph=bundle.folder / bundle.spec.graph,
+        spec=bundle.spec,
+        preprocessing=bundle.manifest.preprocessing,
+        classes=len(bundle.manifest.labels),
+        iterations=iterations,
+        max_seconds=request.max_seconds,
+        threads=request.threads,
+        trained={patch.parameter for patch in bundle.target.patches},
+    )
+    return run_steps(plan, start, train, np.random.default_rng(request.seed))
+
+
+def _features(model: OnnxModel, bundle: _Bundle, samples: Samples) -> FloatArray:
+    spec = bundle.manifest.preprocessing
+    batches = [samples.images[n : n + _BATCH] for n in range(0, len(samples), _BATCH)]
+    return np.concatenate([model.run_outputs(to_input(batch, spec, model.layout), [FEATURES])[0] for batch in batches])
+
+
+def _open(bundle: _Bundle, artifact: Artifact, folder: Path, threads: int) -> LoadedModel:
+    return open_model(folder / artifact.name, artifact, threads, bundle.manifest.artifacts)
+
+
+def _predict(model: LoadedModel, bundle: _Bundle, samples: Samples) -> NDArray[np.int64]:
+    """The best classes [n], frame by frame as on the line."""
+    spec = bundle.manifest.preprocessing
+    batches = (to_input(image[None], spec, model.layout) for image in samples.images)
+    return np.array([int(model.run(batch)[0].argmax()) for batch in batches], np.int64)
+
+
+def _seal(
+    bundle: _Bundle,
+    part: Path,
+    values: Mapping[str, FloatArray],
+    judgement: Judgement,
+    request: TuneRequest,
+    holdout: int,
+) -> str:
+    """Write the values and the seal into the part folder and return the seal's digest."""
+    archive = io.BytesIO()
+    np.savez(archive, **dict(values))  # type: ignore[arg-type]
+    write_atomic(part / VALUES_NAME, archive.getvalue())
+    seal = Seal(
+        line=request.line,
+        device=request.device,
+        parent=bundle.manifest.digest,
+        artifacts={bundle.target.name: sha256_file(part / bundle.target.name)},
+        values=sha256_file(part / VALUES_NAME),
+        accuracy_before=judgement.accuracy_before,
+        accuracy_after=judgement.accuracy_after,
+        holdout=holdout,
+    )
+    signed = sign_seal(seal, load_or_create_key(Path(request.state_dir)))
+    write_atomic(part / SEAL_NAME, signed.encode())
+    return signed.digest
+
+
+def _report(tuned: _Tuned, judgement: Judgement, counts: tuple[int, int], seconds: float) -> TuneReport:
+    reason = judgement.reason
+    if tuned.steps.diverged:
+        reason += "; the iterations diverged, so only the head was changed"
+    return TuneReport(
+        iterations=tuned.steps.iterations,
+        seconds=seconds,
+        samples=counts[0],
+        holdout=counts[1],
+        accuracy_before=judgement.accuracy_before,
+        accuracy_head=tuned.accuracy_head,
+        accuracy_after=judgement.accuracy_after,
+        loss_first=tuned.steps.loss_first,
+        loss_last=tuned.steps.loss_last,
+        peak_rss_bytes=peak_rss_bytes(),
+        kept=judgement.kept,
+        reason=reason,
+        worst_recall_drop=judgement.worst_recall_drop,
+    )
+
+
+def _not_tuned(request: TuneRequest, started: float, samples: Samples, reason: str) -> TuneOutcome:
+    holdout = int(samples.holdout.sum())
+    report = TuneReport(
+        iterations=0,
+        seconds=time.perf_counter() - started,
+        samples=len(samples) - holdout,
+        holdout=holdout,
+        accuracy_before=0.0,
+        accuracy_head=0.0,
+        accuracy_after=0.0,
+        loss_first=0.0,
+        loss_last=0.0,
+        peak_rss_bytes=peak_rss_bytes(),
+        kept=False,
+        reason=f"not tuned: {reason}",
+    )
+    return TuneOutcome(report, request.artifact, "")

@@ -1,0 +1,195 @@
+"""What the agent has done by child processes: probing, measuring and tuning a bundle.
+
+The resident agent stays small: this module imports neither numpy nor a runtime. Every function blocks until the child
+has ended (call it from a worker thread), and either returns the child's result or raises: the child's own
+:class:`~kiridashi.errors.KiridashiError`, or a :class:`~kiridashi_agent.process.JobError` when it crashed, hung or
+reached its memory limit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from kiridashi import errors
+from kiridashi.budget import Measurement
+from kiridashi.errors import ExitCode, KiridashiError
+from kiridashi.messages import TuneReport
+from kiridashi.slots import Slot
+
+from kiridashi_agent.cage import MemoryLimit
+from kiridashi_agent.child import Call, Fault, Reply
+from kiridashi_agent.process import JobCrashedError, JobError, Limits, over_memory, run_child
+
+TUNE_NICE = 10
+RESERVED_BYTES = 64 * 1024 * 1024
+"""What a child may reserve over its limit without using it, where the kernel counts reservations (``RLIMIT_DATA``).
+
+Thread stacks and the buffers of the linear algebra library come to about 50 MiB that are never touched; the resident
+set itself is watched from outside.
+"""
+PROBE_LIMITS = Limits(seconds=120.0)
+MEASURE_LIMITS = Limits(seconds=120.0)
+TUNE_LIMITS = Limits(seconds=900.0)
+
+
+class ProbeRequest(msgspec.Struct, frozen=True):
+    """Check one artifact of a bundle folder against the bundle's known inputs and outputs."""
+
+    folder: str
+    artifact: str
+    threads: int = 1
+
+
+class ProbeReport(msgspec.Struct, frozen=True):
+    """How closely this device reproduced the known outputs; see :mod:`kiridashi_agent.probe` for the rule."""
+
+    artifact: str
+    images: int
+    max_abs_diff: float
+    tolerance: float
+    top1_agreement: float
+
+
+class MeasureRequest(msgspec.Struct, frozen=True):
+    """Measure one artifact of a bundle folder, or with an empty ``artifact`` the model file ``folder`` itself.
+
+    ``runs`` predictions are timed at least and ``max_runs`` at most; in between, timing stops after ``seconds``.
+    """
+
+    folder: str
+    artifact: str = ""
+    threads: int = 1
+    warmup: int = 10
+    runs: int = 100
+    max_runs: int = 2000
+    seconds: float = 2.0
+    memory_limit: MemoryLimit = "none"
+
+
+class TuneRequest(msgspec.Struct, frozen=True):
+    """Tune the bundle in a slot on local samples.
+
+    ``state_dir``, ``line`` and ``slot`` name the slot; ``artifact`` is the file that would be deployed untuned. The
+    bundle's ``onnx-fp32`` file, train step and train state are needed beside it. ``iterations`` overrides the
+    manifest's; ``max_seconds`` bounds the iterations; ``max_recall_drop`` is the share of its recall that no class may
+    lose, beyond what the size of the hold-out leaves open (:mod:`kiridashi_agent.gate`).
+    """
+
+    state_dir: str
+    line: str
+    slot: Slot
+    artifact: str
+    samples: str
+    device: str
+    seed: int = 0
+    threads: int = 1
+    iterations: int | None = None
+    max_seconds: float = 300.0
+    max_recall_drop: float = 0.1
+
+
+class TuneOutcome(msgspec.Struct, frozen=True):
+    """What tuning did. When ``report.kept``, activate ``artifact`` with ``tuned=True`` and ``model_digest``.
+
+    ``artifact`` may differ from the request's: an int8 file cannot be tuned, its fp32 sibling is used instead and
+    has to be measured against the budget.
+    """
+
+    report: TuneReport
+    artifact: str
+    model_digest: str
+
+
+Result = TypeVar("Result", ProbeReport, Measurement, TuneOutcome)
+
+
+def probe(request: ProbeRequest, limits: Limits = PROBE_LIMITS) -> ProbeReport:
+    """Check known inputs against known outputs on this hardware.
+
+    Raises:
+        BundleError: the outputs differ, or the bundle is damaged: reject it.
+        RuntimeUnavailableError: the artifact's runtime is not installed.
+        JobError: the child crashed, hung or reached its memory limit.
+    """
+    subject = f"probing {request.artifact} in {request.folder}"
+    return _run("probe", request, ProbeReport, limits, subject)
+
+
+def measure(request: MeasureRequest, limits: Limits = MEASURE_LIMITS) -> Measurement:
+    """Measure load time, latency and peak memory in a fresh process.
+
+    ``limits.memory_bytes`` protects the device; give it headroom over the budget, or a model a little over the budget
+    is killed instead of measured. ``Measurement.memory_limit`` says what the kernel enforced beside the watch on the
+    child's resident set.
+
+    Raises:
+        BundleError, InputError: the artifact or file cannot be used.
+        RuntimeUnavailableError: its runtime is not installed.
+        JobError: the child crashed, hung or reached its memory limit.
+    """
+    subject = f"measuring {request.artifact + ' in ' if request.artifact else ''}{request.folder}"
+    return _run("measure", request, Measurement, limits, subject)
+
+
+def measure_file(path: Path, threads: int = 1, limits: Limits = MEASURE_LIMITS) -> Measurement:
+    """Measure a ``.onnx`` or ``.tflite`` file that has no bundle; the input's shape is the model's own.
+
+    Raises: as :func:`measure`.
+    """
+    return measure(MeasureRequest(folder=str(path), threads=threads), limits)
+
+
+def tune(request: TuneRequest, limits: Limits = TUNE_LIMITS) -> TuneOutcome:
+    """Tune on local samples and validate on the local hold-out; files are left in the slot only when kept.
+
+    A worse model, too few samples, or diverging iterations are results (``report.kept`` is false, with the reason),
+    not errors.
+
+    Raises:
+        InputError: the samples cannot be read.
+        BundleError: the bundle has no train step, or its files are damaged.
+        StateError: the slot's tuned files are in use.
+        JobError: the child crashed, hung or reached its memory limit; the slot is as before.
+    """
+    subject = f"tuning line {request.line} in slot {request.slot}"
+    try:
+        return _run("tune", request, TuneOutcome, limits, subject, nice=TUNE_NICE)
+    except JobError as error:
+        error.exit_code = ExitCode.TUNE
+        raise
+
+
+def _run(
+    job: str,
+    request: ProbeRequest | MeasureRequest | TuneRequest,
+    result: type[Result],
+    limits: Limits,
+    subject: str,
+    nice: int = 0,
+) -> Result:
+    def compose(kind: MemoryLimit) -> bytes:
+        body = msgspec.structs.replace(request, memory_limit=kind) if job == "measure" else request
+        data_limit = limits.memory_bytes + RESERVED_BYTES if kind == "rlimit" and limits.memory_bytes else None
+        return msgspec.json.encode(Call(msgspec.Raw(msgspec.json.encode(body)), data_limit, nice))
+
+    arguments = ["-m", "kiridashi_agent.child", job]
+    data, kind = run_child(arguments, compose, limits, subject)
+    try:
+        reply = msgspec.json.decode(data, type=Reply)
+        if reply.fault is None:
+            return msgspec.json.decode(reply.ok, type=result)
+    except msgspec.MsgspecError as error:
+        raise JobCrashedError(f"{subject} failed", why=f"its reply cannot be read: {error}") from error
+    if reply.fault.kind == "MemoryError":
+        raise over_memory(subject, limits, f"an allocation failed ({kind})")
+    raise _error(reply.fault)
+
+
+def _error(fault: Fault) -> KiridashiError:
+    """The child's error, as the class it was raised as, or a :class:`JobError` for a class unknown here."""
+    kind = getattr(errors, fault.kind, JobError)
+    if not (isinstance(kind, type) and issubclass(kind, KiridashiError)):
+        kind = JobError
+    return kind(fault.what, why=fault.why, next_step=fault.next_step)

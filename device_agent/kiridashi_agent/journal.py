@@ -1,0 +1,121 @@
+"""What the agent knows of its lines, durable before it acts on it.
+
+One small file per line and one for the device, each replaced as a whole. A file that cannot be read is set
+aside and the line starts from ``idle``: the active slot is not touched by that, so the old model keeps serving.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from kiridashi.artifacts import write_atomic
+from kiridashi.errors import StateError
+from kiridashi.messages import LineState, check_name
+from kiridashi.slots import Slot
+
+_LOG = logging.getLogger(__name__)
+_DEVICE = "device.json"
+
+
+class LineRecord(msgspec.Struct, frozen=True):
+    """A line's state as reported, and what is needed to go on after a crash.
+
+    In ``state``, phase, target, version, measured, verdict, tune, delivery and error tell of the target that was
+    wanted last; slot, artifact, model_digest and tuned tell of the model that serves now.
+
+    Attributes:
+        generation: of the desired state that wanted the target.
+        rollout: the rollout that wanted the target.
+        slot: the slot that the target goes to; not the active one until it is activated.
+        candidates: names of the artifacts that passed the probe.
+        chosen: name of the artifact that was measured inside the budget and will be activated.
+        tuned_digest: digest of the locally tuned model, empty when the untuned one will be activated.
+        attempts: how often the phase's action was started without an end.
+    """
+
+    state: LineState = LineState(phase="idle")
+    generation: int = 0
+    rollout: str = ""
+    slot: Slot | None = None
+    candidates: tuple[str, ...] = ()
+    chosen: str = ""
+    tuned_digest: str = ""
+    attempts: int = 0
+
+
+class DeviceRecord(msgspec.Struct, frozen=True):
+    """The highest generation of the desired state that the lines' records follow."""
+
+    generation: int = 0
+
+
+_Record = TypeVar("_Record", LineRecord, DeviceRecord)
+
+
+class Journal:
+    """The records of one device in the folder ``<state>/journal``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def line(self, line: str) -> LineRecord:
+        """The line's record; a fresh one when there is none or it cannot be read."""
+        return self._read(self._line_file(line), LineRecord) or LineRecord()
+
+    def lines(self) -> dict[str, LineRecord]:
+        """Every line that has a record."""
+        names = sorted(path.name.removesuffix(".line.json") for path in self._folder.glob("*.line.json"))
+        return {name: self.line(name) for name in names}
+
+    def write_line(self, line: str, record: LineRecord) -> None:
+        """Make a line's record durable."""
+        write_atomic(self._line_file(line), msgspec.json.encode(record, order="sorted"), mode=0o600)
+
+    def device(self) -> DeviceRecord:
+        """The device's record; a fresh one when there is none or it cannot be read."""
+        return self._read(self._folder / _DEVICE, DeviceRecord) or DeviceRecord()
+
+    def write_device(self, record: DeviceRecord) -> None:
+        """Make the device's record durable."""
+        write_atomic(self._folder / _DEVICE, msgspec.json.encode(record, order="sorted"), mode=0o600)
+
+    @contextmanager
+    def lock(self, name: str, *, wait: bool) -> Iterator[None]:
+        """Hold the lock ``name`` (a line's, or another word) against other processes on this state folder.
+
+        Raises:
+            StateError: it is taken, and ``wait`` is false.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / f"{check_name(name, 'lock')}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StateError(
+                    f"'{name}' in {self._folder.parent} is in use by another process",
+                    why="an agent runs there, or works on that line",
+                    next_step="wait for it, or stop it (systemctl stop kiridashi-agent), then try again",
+                ) from error
+            yield
+
+    def _line_file(self, line: str) -> Path:
+        return self._folder / f"{check_name(line, 'line')}.line.json"
+
+    def _read(self, path: Path, kind: type[_Record]) -> _Record | None:
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            aside = path.with_name(path.name + ".damaged")
+            path.replace(aside)
+            _LOG.error("the journal %s was damaged (%s); set aside as %s", path, error, aside.name)
+            return None

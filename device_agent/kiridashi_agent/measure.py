@@ -1,0 +1,113 @@
+"""Measuring: what one model file needs on this device, in a process that does nothing else.
+
+A prediction is timed as the line application does it: preprocessing of a frame that has the model's size, the runtime,
+and the softmax. Peak memory is the process's own ``VmHWM``: interpreter, numpy, runtime and model together, which is
+what a line process with this model costs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from kiridashi.artifacts import check_file
+from kiridashi.budget import Measurement
+from kiridashi.errors import InputError
+from kiridashi.manifest import Preprocessing
+from kiridashi.preprocess import softmax, to_input
+from kiridashi.runtime import open_file, open_model
+from kiridashi.runtime.protocol import LoadedModel
+from numpy.typing import NDArray
+
+from kiridashi_agent.jobs import MeasureRequest
+from kiridashi_agent.machine import conditions, hardware_kind, peak_rss_bytes
+from kiridashi_agent.probe import read_manifest
+
+Request = MeasureRequest
+_HARD_STOP_FACTOR = 20.0
+_FEWEST_RUNS = 20
+_FRAMES = 8
+
+
+def run(request: MeasureRequest) -> Measurement:
+    """Load, warm up, time single predictions, and read the peak memory.
+
+    Raises:
+        BundleError, InputError: the artifact or file cannot be used.
+        RuntimeUnavailableError: its runtime is not installed.
+    """
+    notes = conditions()
+    path = Path(request.folder) / request.artifact if request.artifact else Path(request.folder)
+    started = time.perf_counter()
+    model, preprocessing = _open(request, path)
+    load_ms = (time.perf_counter() - started) * 1e3
+    frames = np.random.default_rng(0).integers(
+        0, 256, (_FRAMES, preprocessing.height, preprocessing.width, 3), dtype=np.uint8
+    )
+    latencies_ms = time_runs(lambda n: _predict(model, preprocessing, frames[n % _FRAMES]), request)
+    p50, p95, p99 = np.percentile(latencies_ms, (50, 95, 99))
+    if len(latencies_ms) < request.runs:
+        notes += (f"only {len(latencies_ms)} runs: the model is slow",)
+    return Measurement(
+        memory_bytes=peak_rss_bytes(),
+        file_bytes=path.stat().st_size,
+        latency_p50_ms=float(p50),
+        latency_p95_ms=float(p95),
+        latency_p99_ms=float(p99),
+        load_ms=load_ms,
+        runs=len(latencies_ms),
+        runtime=model.runtime,
+        threads=request.threads,
+        hardware=hardware_kind(),
+        memory_limit=request.memory_limit,
+        notes=notes,
+    )
+
+
+def time_runs(
+    predict: Callable[[int], object], request: MeasureRequest, clock: Callable[[], float] = time.perf_counter
+) -> NDArray[np.float64]:
+    """Wall time of single predictions after warm-up, milliseconds.
+
+    At least ``request.runs`` are timed, then on until ``request.seconds`` have passed or ``request.max_runs`` are
+    done. A model too slow for that is given up on after twenty times ``request.seconds``, with no fewer than 20 runs.
+    """
+    started = clock()
+    for n in range(request.warmup):
+        predict(n)
+        if clock() - started > request.seconds:
+            break
+    times: list[float] = []
+    begun = clock()
+    while len(times) < request.max_runs:
+        before = clock()
+        predict(len(times))
+        after = clock()
+        times.append((after - before) * 1e3)
+        passed = after - begun
+        if passed > request.seconds and len(times) >= request.runs:
+            break
+        if passed > _HARD_STOP_FACTOR * request.seconds and len(times) >= _FEWEST_RUNS:
+            break
+    return np.array(times)
+
+
+def _open(request: MeasureRequest, path: Path) -> tuple[LoadedModel, Preprocessing]:
+    if request.artifact:
+        manifest = read_manifest(Path(request.folder))
+        artifact = manifest.artifact(request.artifact)
+        check_file(path, artifact)
+        return open_model(path, artifact, request.threads, manifest.artifacts), manifest.preprocessing
+    model = open_file(path, request.threads)
+    height, width = model.frame_shape
+    if 0 in (height, width):
+        raise InputError(
+            f"{path} leaves the size of its input open", next_step="export it with a fixed height and width"
+        )
+    return model, Preprocessing(height=height, width=width, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+def _predict(model: LoadedModel, preprocessing: Preprocessing, frame: NDArray[np.uint8]) -> None:
+    softmax(model.run(to_input(frame[None], preprocessing, model.layout)))

@@ -1,0 +1,87 @@
+"""Trust: from a target path to a manifest that this device may use.
+
+The pinned root of the enrolment is the only thing believed; everything else is checked against it, by TUF (see
+:mod:`kiridashi_agent.tuf_client`). A refusal changes nothing: the model that serves keeps serving.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from kiridashi.artifacts import write_atomic
+from kiridashi.errors import BundleError, StateError, TrustError
+from kiridashi.manifest import Manifest, decode_manifest
+from kiridashi.messages import target_path
+
+from kiridashi_agent.transport import Transport
+
+PINNED_ROOT = Path("trust/root.json")
+_CLOCK_NAME = "clock-floor"
+# A clock may be set back a little by NTP; more than this and an expired signature could pass for a valid one.
+CLOCK_SLACK_S = 3600.0
+
+
+class TrustStore:
+    """The device's TUF metadata folder: what it has seen, so that it never believes anything older."""
+
+    def __init__(self, folder: Path, root: bytes) -> None:
+        self._folder = folder
+        self._root = root
+
+    def fetch_manifest(self, transport: Transport, line: str, target: str) -> Manifest:
+        """Refresh the metadata and return the verified manifest of ``target``.
+
+        Raises:
+            TrustError: metadata or target failed a check; the message says which.
+            BundleError: the signed manifest cannot be read, or is of another line or version than its path says.
+            NetworkError: no connection or no answer; nothing is known about the target then.
+        """
+        # Here and not above: a device may wait for weeks, and python-tuf with its libraries needs ten megabytes.
+        from kiridashi_agent.tuf_client import fetch_target
+
+        self._check_clock(time.time())
+        data = fetch_target(self._folder, self._root, transport, target)
+        write_atomic(self._folder / _CLOCK_NAME, f"{time.time():.0f}\n".encode())
+        manifest = decode_manifest(data, target)
+        if target_path(manifest.line, manifest.version) != target or manifest.line != line:
+            raise BundleError(
+                f"the manifest at {target} is for line '{manifest.line}' version {manifest.version}",
+                why=f"it was wanted for line '{line}'",
+                next_step="publish the bundle of that line again",
+            )
+        return manifest
+
+    def _check_clock(self, now_s: float) -> None:
+        floor_s = clock_floor_s(self._folder)
+        if now_s < floor_s - CLOCK_SLACK_S:
+            raise TrustError(
+                "the device's clock went back",
+                why=f"it is {floor_s - now_s:.0f} s behind the last trusted update, so an expired signature "
+                "could not be told from a valid one",
+                next_step="set the clock (timedatectl set-ntp true), then publish or retry the rollout",
+            )
+
+
+def read_pinned_root(state: Path) -> bytes:
+    """The TUF root that was pinned at enrolment.
+
+    Raises:
+        StateError: it is missing.
+    """
+    try:
+        return (state / PINNED_ROOT).read_bytes()
+    except OSError as error:
+        raise StateError(
+            f"the pinned root {state / PINNED_ROOT} cannot be read",
+            why=str(error),
+            next_step="install the ticket of the enrolment again: kiridashi-agent enroll install",
+        ) from error
+
+
+def clock_floor_s(folder: Path) -> float:
+    """The latest time (Unix seconds) at which metadata in ``folder`` was found valid; 0 if never."""
+    try:
+        return float((folder / _CLOCK_NAME).read_text())
+    except (OSError, ValueError):
+        return 0.0

@@ -1,0 +1,49 @@
+"""What the device says is true: built from the journal alone, so that it holds whoever changed it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+import kiridashi
+from kiridashi.messages import LineState, Reported
+
+from kiridashi_agent.journal import Journal
+
+# A process that only waits has no use for these; one of them loaded would cost tens of megabytes.
+HEAVY_MODULES = (
+    "ai_edge_litert",
+    "jax",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "PIL",
+    "scipy",
+    "tensorflow",
+    "tflite_runtime",
+    "torch",
+)
+
+
+def build_report(device: str, lines: Collection[str], journal: Journal) -> Reported:
+    """The report of ``device``: every configured line, and every line that the journal knows."""
+    states = {line: LineState(phase="idle") for line in lines}
+    states |= {line: record.state for line, record in journal.lines().items()}
+    return Reported(
+        device=device,
+        generation=journal.device().generation,
+        lines=states,
+        agent_version=kiridashi.__version__,
+        idle_rss_bytes=resident_bytes(),
+        modules_forbidden_loaded=tuple(name for name in HEAVY_MODULES if name in sys.modules),
+    )
+
+
+def resident_bytes(status: Path = Path("/proc/self/status")) -> int:
+    """This process's resident set (``VmRSS``) in bytes, 0 where the kernel does not tell."""
+    try:
+        rows = dict(row.split(":", 1) for row in status.read_text().splitlines() if ":" in row)
+    except OSError:
+        return 0
+    return int(rows.get("VmRSS", "0 kB").split()[0]) * 1024

@@ -1,0 +1,8 @@
+"""For all tests: what lies in ``tests/assets`` can be imported by its own name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "assets"))

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+from kiridashi.budget import Budget, Measurement
+from kiridashi.errors import RuntimeUnavailableError
+from kiridashi_agent.choice import can_be_tuned, candidates, fastest_within, judged, nearest, needed_files
+from tiny_bundle import make_bundle
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def names(artifacts) -> list[str]:
+    return [artifact.name for artifact in artifacts]
+
+
+def measured(manifest, name: str, p95: float, budget: Budget, memory: int = 10):
+    measurement = Measurement(memory, 5, p95, p95, p95, 1.0, 10, "onnxruntime", 1, "real")
+    return judged(manifest.artifact(name), budget, measurement)
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "preferred", "expected"),
+    [
+        ({"onnxruntime", "litert"}, "auto", ["model.onnx", "model.int8.onnx", "model.tflite"]),
+        ({"onnxruntime", "litert"}, "litert", ["model.tflite"]),
+        ({"onnxruntime"}, "auto", ["model.onnx", "model.int8.onnx"]),
+    ],
+)
+def test_candidates_follow_what_is_installed_and_preferred(manifest, runtimes, preferred, expected) -> None:
+    assert names(candidates(manifest, runtimes, preferred)) == expected
+
+
+@pytest.mark.parametrize(("runtimes", "preferred"), [(set(), "auto"), ({"onnxruntime"}, "litert")])
+def test_no_candidate_names_what_is_offered_and_installed(manifest, runtimes, preferred) -> None:
+    with pytest.raises(RuntimeUnavailableError, match="litert and onnxruntime; installed here"):
+        candidates(manifest, runtimes, preferred)
+
+
+def test_only_float_files_with_places_can_be_tuned(manifest) -> None:
+    assert names(a for a in manifest.artifacts if can_be_tuned(manifest, a)) == ["model.onnx", "model.tflite"]
+
+
+def test_only_what_is_needed_is_fetched(manifest) -> None:
+    lite = candidates(manifest, {"litert"}, "auto")
+    assert names(needed_files(manifest, lite, tune=False)) == ["model.tflite", "probe.npz"]
+    assert set(names(needed_files(manifest, lite, tune=True))) == set(names(manifest.artifacts)) - {"model.int8.onnx"}
+
+
+def test_the_fastest_inside_the_budget_is_chosen(manifest) -> None:
+    budget = Budget(latency_p95_ms=3.0, memory_bytes=10)
+    entries = [
+        measured(manifest, "model.onnx", 2.0, budget),
+        measured(manifest, "model.int8.onnx", 1.0, budget, memory=11),
+        measured(manifest, "model.tflite", 2.5, budget),
+    ]
+    assert fastest_within(entries).artifact == "model.onnx"
+
+
+def test_of_those_over_it_the_nearest_is_reported(manifest) -> None:
+    budget = Budget(latency_p95_ms=1.0, memory_bytes=10)
+    entries = [
+        measured(manifest, "model.onnx", 1.5, budget, memory=11),
+        measured(manifest, "model.int8.onnx", 4.0, budget),
+        measured(manifest, "model.tflite", 3.0, budget),
+    ]
+    assert fastest_within(entries) is None
+    assert nearest(entries).artifact == "model.tflite"
+    assert nearest([]) is None

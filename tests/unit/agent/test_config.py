@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from kiridashi.config import (
+    BrokerSection,
+    Config,
+    DeviceSection,
+    LimitsSection,
+    LineSection,
+    load_config,
+    render_config,
+)
+from kiridashi.errors import InputError
+
+MINIMAL = '[device]\nid = "cam-1"\n[broker]\nhost = "localhost"\n'
+TLS = '[device]\nid = "cam-1"\n[broker]\nhost = "b.plant"\nca = "ca.pem"\ncert = "c.pem"\nkey = "k.pem"\n'
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_and_absolute_paths(tmp_path) -> None:
+    config = load_config(write(tmp_path, TLS + '[lines.press-3]\nsamples = "samples/p3"\nthreads = 2\n'))
+    assert config.broker.port == 8883
+    assert config.broker.uses_tls
+    assert config.broker.ca == tmp_path / "ca.pem"
+    assert config.device.state_dir == tmp_path
+    assert config.lines["press-3"].samples == tmp_path / "samples/p3"
+    assert config.lines["press-3"].runtime == "auto"
+    assert config.lines["press-3"].tune
+    assert config.limits.window == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (MINIMAL + "prot = 1\n", "broker.prot' is unknown"),
+        (MINIMAL + "[lines.press-3]\nsample = 'x'\n", "lines.press-3.sample' is unknown"),
+        (MINIMAL + "[limit]\n", "'limit' is unknown"),
+        (MINIMAL + "port = 'x'\n", "$.broker.port"),
+        (MINIMAL + "port = 70000\n", "$.broker.port"),
+        (MINIMAL + "[lines.press-3]\nruntime = 'tensorrt'\n", "$.lines[...].runtime"),
+        (MINIMAL + "[lines.press-3]\nsamples = 3\n", "path in quotes"),
+        (MINIMAL + "[lines.Press]\n", "'Press' is not a valid line name"),
+        (MINIMAL + "[limits]\nwindow = 0\n", "$.limits.window"),
+        (MINIMAL.replace("cam-1", "Cam 1"), "not a valid device name"),
+        (MINIMAL.replace("localhost", "b.plant"), "broker.ca, broker.cert and broker.key are missing"),
+        (MINIMAL + "ca = 'ca.pem'\n", "belong together"),
+        ("[device]\nid = 'cam-1'\n", "`broker`"),
+        ("[device\n", "cannot be read as TOML"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_key(tmp_path, text, part) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert part in str(caught.value)
+    assert str(path) in str(caught.value) or "name" in part
+
+
+def test_an_unknown_key_comes_with_a_hint(tmp_path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(write(tmp_path, MINIMAL + "[lines.press-3]\nsample = 'x'\n"))
+    assert caught.value.next_step == "did you mean 'lines.press-3.samples'?"
+
+
+def test_a_missing_file_says_how_to_enrol(tmp_path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(tmp_path / "config.toml")
+    assert "enroll" in caught.value.next_step
+
+
+def test_rendering_and_reading_give_the_same(tmp_path) -> None:
+    config = Config(
+        device=DeviceSection(id="cam-1", state_dir=tmp_path),
+        broker=BrokerSection("b.plant", 1883, tmp_path / "ca.pem", tmp_path / 'c "1".pem', tmp_path / "鍵.pem"),
+        lines={"press-3": LineSection(samples=tmp_path / "s", tune=False), "press-4": LineSection()},
+        limits=LimitsSection(request_timeout_s=3.5),
+    )
+    assert load_config(write(tmp_path, render_config(config))) == config

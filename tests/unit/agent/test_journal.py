@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+from kiridashi.errors import InputError
+from kiridashi.messages import LineState
+from kiridashi_agent.journal import DeviceRecord, Journal, LineRecord
+
+RECORD = LineRecord(LineState(phase="tuning", target="lines/press-3/2.json", version=2), rollout="r1", chosen="m.onnx")
+
+
+def test_a_fresh_journal_is_idle_and_empty(tmp_path) -> None:
+    journal = Journal(tmp_path / "journal")
+    assert journal.line("press-3").state.phase == "idle"
+    assert journal.device().generation == 0
+    assert journal.lines() == {}
+
+
+def test_records_come_back_as_they_were(tmp_path) -> None:
+    Journal(tmp_path).write_line("press-3", RECORD)
+    Journal(tmp_path).write_device(DeviceRecord(generation=7))
+    assert Journal(tmp_path).lines() == {"press-3": RECORD}
+    assert Journal(tmp_path).device().generation == 7
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe\x00", b'{"state": {"phase": "flying"}}'])
+def test_a_damaged_record_is_set_aside_and_the_line_starts_from_idle(tmp_path, damage, caplog) -> None:
+    journal = Journal(tmp_path)
+    journal.write_line("press-3", RECORD)
+    journal.write_line("press-4", RECORD)
+    (tmp_path / "press-3.line.json").write_bytes(damage)
+    assert journal.line("press-3") == LineRecord()
+    assert (tmp_path / "press-3.line.json.damaged").read_bytes() == damage
+    assert "was damaged" in caplog.text
+    assert journal.lines() == {"press-4": RECORD}
+
+
+def test_a_line_name_that_is_a_path_is_refused(tmp_path) -> None:
+    with pytest.raises(InputError):
+        Journal(tmp_path).line("../outside")

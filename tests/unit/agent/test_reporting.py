@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+from kiridashi_agent import logs
+from kiridashi_agent.journal import Journal
+from kiridashi_agent.reporting import HEAVY_MODULES, build_report, resident_bytes
+
+
+def test_the_resident_size_is_read_from_the_kernel(tmp_path) -> None:
+    status = tmp_path / "status"
+    status.write_text("Name:\tx\nVmRSS:\t   2048 kB\n")
+    assert resident_bytes(status) == 2 * 1024 * 1024
+    assert resident_bytes(tmp_path / "none") == 0
+    assert resident_bytes() > 1024 * 1024
+
+
+def test_a_configured_line_without_a_record_is_idle(tmp_path) -> None:
+    report = build_report("cam-1", ["press-3"], Journal(tmp_path))
+    assert report.lines["press-3"].phase == "idle"
+    assert report.generation == 0
+
+
+def test_a_heavy_module_that_is_loaded_is_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "torch" in build_report("cam-1", [], Journal(tmp_path)).modules_forbidden_loaded
+
+
+def test_the_agent_s_own_modules_load_none_of_them() -> None:
+    code = (
+        "import sys, kiridashi_agent.cli.run, kiridashi_agent.cli.enroll, kiridashi_agent.cli.doctor;"
+        f"print([name for name in {HEAVY_MODULES!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_log_record_stays_on_one_line(capsys) -> None:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        logs.configure("info")
+        try:
+            raise ValueError("two\nlines")
+        except ValueError:
+            logging.getLogger("x").exception("from a device:\r\n2030 INFO forged")
+    finally:
+        root.handlers[:], root.level = handlers, level
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_repeated_warnings_are_held_back_and_counted(caplog) -> None:
+    quiet = logs.RateLimited(logging.getLogger("x"), every_s=3600)
+    for _ in range(5):
+        quiet.warning("the broker %s is away", "b")
+    quiet.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["the broker b is away", "something else"]
+    quiet = logs.RateLimited(logging.getLogger("x"), every_s=0)
+    quiet._held_back["again"] = 4
+    quiet.warning("again")
+    assert caplog.records[-1].getMessage() == "again (4 more of these before)"
