@@ -187,11 +187,8 @@ class Actions:
         artifact = manifest.artifact(record.chosen)
         check_file(folder / artifact.name, artifact)
         if record.tuned_digest:
-            # Here and not above: the cryptography library is large, and most of the time nothing is to be checked.
-            from kiridashi.trust import check_tuned, load_public_key
-
-            key = load_public_key(self._state)
-            check_tuned(folder / TUNED_NAME, artifact.name, manifest.digest, record.tuned_digest, key)
+            tuned = folder / TUNED_NAME
+            self._trust.check_seal(self._state, tuned, artifact.name, manifest.digest, record.tuned_digest)
         return "validated", record
 
     def _activate(self, line: str, record: LineRecord) -> Result:

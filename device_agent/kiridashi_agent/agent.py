@@ -59,17 +59,23 @@ class Agent:
         while not self._stop.is_set():
             self.tick(TICK_S)
 
-    def run_until_settled(self, timeout_s: float) -> Reported:
+    def run_until_settled(self, timeout_s: float, quiet_s: float = 0.0) -> Reported:
         """Work until the server's wish has been heard and every line rests; returns the last report.
+
+        What is heard first is what the broker retained. If that is nothing new, a server that is just about to say
+        something newer gets ``quiet_s`` to do so.
 
         Raises:
             NetworkError: the server's wish was not heard, or a line could not go on, within the time.
         """
+        known = self._journal.device().generation
         deadline = time.monotonic() + timeout_s
         while not self._stop.is_set() and not (self._heard is not None and self._rests()):
             if time.monotonic() > deadline:
                 raise self._not_settled(timeout_s)
             self.tick(TICK_S)
+            if self._heard is not None and self._heard.generation <= known and self._rests():
+                self.tick(quiet_s)
         return self._report()
 
     def tick(self, wait_s: float) -> None:

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kiridashi.artifacts import check_file, iter_chunks, sync_folder
+from kiridashi.budget import MIB
 from kiridashi.errors import BundleError, StateError, TrustError
 from kiridashi.manifest import CHUNK_BYTES, Artifact, Manifest
 from kiridashi.messages import Delivery, Request
 
 from kiridashi_agent.transport import NotFoundError, Transport
 
-MIB = 1024 * 1024
 PART = ".part"
 _SYNC_EVERY = 16
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from kiridashi.artifacts import write_atomic
 from kiridashi.errors import BundleError, StateError, TrustError
 from kiridashi.manifest import Manifest, decode_manifest
-from kiridashi.messages import target_path
+from kiridashi.messages import Request, target_path
 
-from kiridashi_agent.transport import Transport
+from kiridashi_agent.transport import Transport, request_one
+from kiridashi_agent.trust_child import FetchOrder, RunOrder, SealOrder, run_in_child
 
 PINNED_ROOT = Path("trust/root.json")
 _CLOCK_NAME = "clock-floor"
@@ -25,9 +26,10 @@ CLOCK_SLACK_S = 3600.0
 class TrustStore:
     """The device's TUF metadata folder: what it has seen, so that it never believes anything older."""
 
-    def __init__(self, folder: Path, root: bytes) -> None:
+    def __init__(self, folder: Path, root: bytes, run: RunOrder = run_in_child) -> None:
         self._folder = folder
         self._root = root
+        self._run = run
 
     def fetch_manifest(self, transport: Transport, line: str, target: str) -> Manifest:
         """Refresh the metadata and return the verified manifest of ``target``.
@@ -37,11 +39,9 @@ class TrustStore:
             BundleError: the signed manifest cannot be read, or is of another line or version than its path says.
             NetworkError: no connection or no answer; nothing is known about the target then.
         """
-        # Here and not above: a device may wait for weeks, and python-tuf with its libraries needs ten megabytes.
-        from kiridashi_agent.tuf_client import fetch_target
-
         self._check_clock(time.time())
-        data = fetch_target(self._folder, self._root, transport, target)
+        order = FetchOrder(str(self._folder), self._root, target)
+        data = self._run(order, lambda request: request_one(transport, request))
         write_atomic(self._folder / _CLOCK_NAME, f"{time.time():.0f}\n".encode())
         manifest = decode_manifest(data, target)
         if target_path(manifest.line, manifest.version) != target or manifest.line != line:
@@ -51,6 +51,14 @@ class TrustStore:
                 next_step="publish the bundle of that line again",
             )
         return manifest
+
+    def check_seal(self, state: Path, tuned: Path, artifact: str, parent: str, digest: str) -> None:
+        """Check that this device sealed the tuned file; arguments and errors as :func:`kiridashi.trust.check_tuned`."""
+
+        def never(request: Request) -> bytes:
+            raise StateError(f"checking a seal needs nothing of the server, and asked for '{request.name}'")
+
+        self._run(SealOrder(str(state), str(tuned), artifact, parent, digest), never)
 
     def _check_clock(self, now_s: float) -> None:
         floor_s = clock_floor_s(self._folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kiridashi.errors import BundleError, KiridashiError, StateError, TrustError
@@ -13,14 +13,16 @@ from tuf.ngclient.config import UpdaterConfig
 from tuf.ngclient.fetcher import FetcherInterface
 from tuf.ngclient.updater import Updater
 
-from kiridashi_agent.transport import NotFoundError, Transport, request_one
+from kiridashi_agent.transport import NotFoundError
 
 _METADATA_URL, _TARGET_URL = "metadata:", "target:"
 _MAX_ROOT_ROTATIONS = 64
 
 
-def fetch_target(folder: Path, root: bytes, transport: Transport, target: str) -> bytes:
+def fetch_target(folder: Path, root: bytes, ask: Callable[[Request], bytes], target: str) -> bytes:
     """Refresh the metadata in ``folder`` from the pinned ``root`` on, and return the verified bytes of ``target``.
+
+    ``ask`` gets one file from the server, or raises ``NotFoundError``.
 
     Raises:
         TrustError: metadata or target failed a check; the message says which.
@@ -35,7 +37,7 @@ def fetch_target(folder: Path, root: bytes, transport: Transport, target: str) -
             str(folder),
             _METADATA_URL,
             target_base_url=_TARGET_URL,
-            fetcher=_TransportFetcher(transport),
+            fetcher=_AskingFetcher(ask),
             config=UpdaterConfig(max_root_rotations=_MAX_ROOT_ROTATIONS),
             bootstrap=root,
         )
@@ -55,18 +57,18 @@ def fetch_target(folder: Path, root: bytes, transport: Transport, target: str) -
         staging.unlink(missing_ok=True)
 
 
-class _TransportFetcher(FetcherInterface):
+class _AskingFetcher(FetcherInterface):
     """python-tuf's download interface over the agent's requests."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, ask: Callable[[Request], bytes]) -> None:
+        self._ask = ask
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         base, _, name = url.partition("/")
         request = Request(method="metadata" if base == _METADATA_URL else "target", name=name)
         try:
             # Not a generator: an error must be raised now, where fetch() can tell a missing file from a lost one.
-            return iter((request_one(self._transport, request),))
+            return iter((self._ask(request),))
         except NotFoundError as error:
             raise exceptions.DownloadHTTPError(str(error), 404) from error
 

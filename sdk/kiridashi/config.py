@@ -37,11 +37,6 @@ class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cert: Path | None = None
     key: Path | None = None
 
-    @property
-    def uses_tls(self) -> bool:
-        """Whether the connection is encrypted; always so, except to a broker on this machine."""
-        return self.ca is not None
-
 
 class LineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[lines.NAME]``: how one line's model runs here.

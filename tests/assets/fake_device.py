@@ -16,6 +16,7 @@ from kiridashi_agent.agent import Agent
 from kiridashi_agent.jobs import ProbeReport, TuneOutcome
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.metadata import TrustStore
+from kiridashi_agent.trust_child import carry_out
 
 
 class Killed(BaseException):
@@ -79,7 +80,7 @@ class Device:
 
     def restart(self) -> None:
         self.journal = Journal(self.state / "journal")
-        self.trust = TrustStore(self.state / "trust" / "metadata", self.fleet.root)
+        self.trust = TrustStore(self.state / "trust" / "metadata", self.fleet.root, carry_out)
         runtimes = lambda: self.runtimes  # noqa: E731
         actions = Actions(self.config, self.transport, self.trust, self.jobs, self.stop, runtimes)
         self.agent = Agent(self.config, self.transport, self.journal, actions, self.stop)

@@ -16,11 +16,11 @@ from kiridashi.config import Config
 from kiridashi.errors import ExitCode, KiridashiError
 from kiridashi.runtime import available_runtimes
 
+from kiridashi_agent.broker import MqttSettings, diagnose
 from kiridashi_agent.cage import open_cage
 from kiridashi_agent.cli.place import add_state_argument, opened_config
 from kiridashi_agent.identity import certificate_expiry
 from kiridashi_agent.metadata import CLOCK_SLACK_S, clock_floor_s, read_pinned_root
-from kiridashi_agent.mqtt import MqttSettings, diagnose
 
 _SOON = timedelta(days=30)
 _WANTED_FREE_BYTES = 64 * MIB

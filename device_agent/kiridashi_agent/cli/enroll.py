@@ -40,7 +40,8 @@ def _install(arguments: argparse.Namespace) -> Outcome:
     try:
         data = arguments.ticket.read_bytes()
     except OSError as error:
-        raise InputError(f"the ticket {arguments.ticket} cannot be read", why=str(error)) from error
+        step = "bring the file that 'kiridashi fleet enroll' wrote on the server to this device"
+        raise InputError(f"the ticket {arguments.ticket} cannot be read", why=str(error), next_step=step) from error
     ticket = decode_enrolment(data, EnrolTicket, str(arguments.ticket))
     config = install_ticket(ticket, arguments.state, datetime.now(UTC))
     lines = ", ".join(ticket.lines) or "none"

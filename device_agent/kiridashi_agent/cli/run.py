@@ -17,12 +17,14 @@ from kiridashi.messages import Reported
 from kiridashi_agent import jobs, logs
 from kiridashi_agent.actions import Actions
 from kiridashi_agent.agent import Agent
+from kiridashi_agent.broker import MqttSettings
 from kiridashi_agent.cli.place import add_state_argument, opened_config
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.metadata import TrustStore, read_pinned_root
-from kiridashi_agent.mqtt import MqttSettings, MqttTransport
+from kiridashi_agent.mqtt import MqttTransport
 
 AGENT_LOCK = "agent"
+QUIET_S = 2.0
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
                 agent.run()
                 return Outcome({"stopped": True})
             transport.wait_connected(arguments.timeout)
-            report = agent.run_until_settled(arguments.timeout)
+            report = agent.run_until_settled(arguments.timeout, QUIET_S)
             transport.flush(timeout_s=10.0)
         finally:
             transport.stop()

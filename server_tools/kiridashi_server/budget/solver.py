@@ -107,8 +107,7 @@ def trade_off_ladder(
 
 def ladder_plan(layout: Layout, ladder: Ladder, steps: int) -> Plan:
     """The plan after ``steps`` rungs; groups without scores stay whole."""
-    kept = {name: tuple(units.tolist()) for name, units in ladder.kept(steps).items()}
-    return Plan(layout.digest, {**Plan.full(layout).kept, **kept})
+    return Plan.of(layout, {name: units.tolist() for name, units in ladder.kept(steps).items()})
 
 
 def _tightest(used: Mapping[Limit, float]) -> Limit | None:

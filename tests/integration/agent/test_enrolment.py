@@ -15,7 +15,8 @@ from fake_fleet import MqttResponder, free_port, mosquitto
 from kiridashi.config import load_config
 from kiridashi.enrolment import EnrolRequest, EnrolTicket, decode_enrolment, encode_enrolment
 from kiridashi.errors import NetworkError
-from kiridashi_agent.mqtt import MqttSettings, MqttTransport, TlsFiles, diagnose
+from kiridashi_agent.broker import MqttSettings, TlsFiles, diagnose
+from kiridashi_agent.mqtt import MqttTransport
 from kiridashi_server.fleet.authority import Authority
 
 LISTENER = """

@@ -10,7 +10,8 @@ from agent_program import wait_for
 from fake_fleet import MqttResponder, free_port, mosquitto
 from kiridashi.errors import NetworkError
 from kiridashi.messages import Desired, LineDesired, LineState, Reported, Request
-from kiridashi_agent.mqtt import MqttSettings, MqttTransport, diagnose
+from kiridashi_agent.broker import MqttSettings, diagnose
+from kiridashi_agent.mqtt import MqttTransport
 from kiridashi_agent.transport import NotFoundError, RefusedError, request_one
 
 REPORT = Reported("cam-1", 3, {"press-3": LineState("idle")}, "0.1.0")

@@ -128,7 +128,7 @@ def test_the_resident_process_is_small_and_stops_on_request(program, responder, 
         assert 0 < report.idle_rss_bytes < 40 * MIB
         assert resident_bytes(Path(f"/proc/{process.pid}/status")) < 40 * MIB
         maps = Path(f"/proc/{process.pid}/maps").read_text()
-        assert not any(name in maps for name in ("numpy", "onnxruntime", "litert", "torch"))
+        assert not any(name in maps for name in ("numpy", "onnxruntime", "litert", "torch", "cryptography"))
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=15)
         assert (process.returncode, json.loads(out)) == (0, {"stopped": True})

@@ -248,6 +248,13 @@ def test_a_model_that_was_refused_for_itself_needs_another_rollout(serving) -> N
     assert serving.line.phase == "active"
 
 
+def test_once_gives_a_server_that_is_about_to_speak_a_moment(serving) -> None:
+    serving.restart()
+    serving.transport.want(1, press_3=V1)
+    serving.transport.want(2, press_3=V2)
+    assert serving.agent.run_until_settled(20, quiet_s=1.0).lines["press-3"].target == V2
+
+
 class TestOffline:
     def test_it_waits_reports_why_and_goes_on(self, serving) -> None:
         serving.transport.want(2, press_3=V2)

@@ -27,7 +27,6 @@ def write(folder: Path, text: str) -> Path:
 def test_defaults_and_absolute_paths(tmp_path) -> None:
     config = load_config(write(tmp_path, TLS + '[lines.press-3]\nsamples = "samples/p3"\nthreads = 2\n'))
     assert config.broker.port == 8883
-    assert config.broker.uses_tls
     assert config.broker.ca == tmp_path / "ca.pem"
     assert config.device.state_dir == tmp_path
     assert config.lines["press-3"].samples == tmp_path / "samples/p3"

@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 from fake_fleet import DirectTransport, FakeFleet
-from kiridashi.errors import BundleError, NetworkError, TrustError
+from kiridashi.errors import BundleError, NetworkError, StateError, TrustError
 from kiridashi_agent.metadata import TrustStore
 from kiridashi_agent.transport import NotFoundError
+from kiridashi_agent.trust_child import SealOrder, carry_out, run_in_child
 from tiny_bundle import make_bundle
 
 TARGET = "lines/press-3/1.json"
@@ -31,7 +32,7 @@ def fleet(bundle) -> FakeFleet:
 
 @pytest.fixture
 def store(fleet, tmp_path) -> TrustStore:
-    return TrustStore(tmp_path / "metadata", fleet.root)
+    return TrustStore(tmp_path / "metadata", fleet.root, carry_out)
 
 
 def fetch(store: TrustStore, fleet: FakeFleet, target: str = TARGET):
@@ -121,3 +122,39 @@ def test_a_clock_that_went_back_is_noticed(store, fleet, tmp_path) -> None:
     (tmp_path / "metadata" / "clock-floor").write_text(str(time.time() + 86_400))
     with pytest.raises(TrustError, match="clock went back"):
         fetch(store, fleet)
+
+
+class TestInAChildProcess:
+    @pytest.fixture
+    def store(self, fleet, tmp_path) -> TrustStore:
+        return TrustStore(tmp_path / "metadata", fleet.root, run_in_child)
+
+    def test_a_signed_manifest_comes_through(self, store, fleet, bundle) -> None:
+        assert fetch(store, fleet) == bundle[1]
+
+    def test_a_refusal_keeps_its_kind_and_its_words(self, store, fleet) -> None:
+        fleet.intercept = lambda request, data: data.replace(b"dent", b"bent") if request.method == "target" else data
+        with pytest.raises(TrustError, match="differs from its signed digest") as caught:
+            fetch(store, fleet)
+        assert "keeps serving" in caught.value.next_step
+
+    def test_a_lost_connection_is_the_parent_s_own_error(self, store, fleet) -> None:
+        transport = DirectTransport(fleet)
+        transport.offline = True
+        with pytest.raises(NetworkError, match="the broker is not there"):
+            store.fetch_manifest(transport, "press-3", TARGET)
+
+    def test_a_missing_file_is_an_answer(self, store, fleet) -> None:
+        del fleet.metadata["timestamp.json"]
+        with pytest.raises(NotFoundError):
+            fetch(store, fleet)
+
+    def test_a_seal_is_checked_there(self, tmp_path) -> None:
+        order = SealOrder(str(tmp_path), str(tmp_path), "model.onnx", "sha256:0", "sha256:1")
+        with pytest.raises(TrustError, match="public key"):
+            run_in_child(order, lambda _request: b"")
+
+    def test_a_child_that_dies_is_not_waited_for(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr("sys.executable", "/bin/false")
+        with pytest.raises(StateError, match="gave no result"):
+            run_in_child(SealOrder("", "", "", "", ""), lambda _request: b"")

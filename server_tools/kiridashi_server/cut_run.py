@@ -1,0 +1,323 @@
+"""One resumable run from a new task to a bundle: the steps of the pipeline, each kept when it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import safetensors.torch
+import torch
+from kiridashi.artifacts import write_atomic
+from kiridashi.budget import Budget, Measurement
+from kiridashi.manifest import ArtifactKind
+
+from kiridashi_server.amp.scores import ScoreMap
+from kiridashi_server.backbone import Backbone
+from kiridashi_server.bank.record import Record
+from kiridashi_server.budget.profile import Profile
+from kiridashi_server.classifier import Classifier
+from kiridashi_server.export.artifacts import ALL_KINDS, ExportSettings
+from kiridashi_server.graph.cut import load_cut, save_cut
+from kiridashi_server.graph.plan import Plan
+from kiridashi_server.pipeline import (
+    Release,
+    compose_scores,
+    export_bundle,
+    fit_to_budget,
+    profile_backbone,
+)
+from kiridashi_server.recover.iterations import RecoverSettings, recover_cut
+from kiridashi_server.stages import Workspace
+from kiridashi_server.tasks import Samples
+
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+"""A progress bar: ``with bar("cutting") as advance: advance(done, total)``."""
+
+
+class EvidenceItem(msgspec.Struct, frozen=True):
+    """How one past task bears on the new one; weights sum to one with the task's own."""
+
+    task: str
+    similarity: float
+    weight: float
+
+
+class Composed(msgspec.Struct, frozen=True):
+    """Composed scores by group, with their story."""
+
+    measure: str
+    verdict: str
+    explanation: str
+    evidence: tuple[EvidenceItem, ...]
+    scores: dict[str, list[float]]
+
+    def score_map(self) -> ScoreMap:
+        """The scores as arrays."""
+        return {name: np.array(values, dtype=np.float32) for name, values in self.scores.items()}
+
+
+class Planned(msgspec.Struct, frozen=True):
+    """The solved plan as JSON, its counts, and what the device measured for its cut."""
+
+    plan: str
+    parameters: int
+    macs: int
+    binding: str
+    corrections: int
+    macs_weight: float
+    importance: float
+    measured: Measurement
+
+
+class CutResult(msgspec.Struct, frozen=True):
+    """The recovered cut: loss of the first and the last iteration, and seconds of cutting and recovering."""
+
+    iterations: int
+    loss_first: float
+    loss_last: float
+    seconds: float
+
+
+class ExportedFile(msgspec.Struct, frozen=True):
+    """One file of the bundle; parity is ``None`` for files that are not inference models."""
+
+    kind: str
+    name: str
+    bytes: int
+    sha256: str
+    max_abs_diff: float | None
+    top1_agreement: float | None
+
+
+class Exported(msgspec.Struct, frozen=True):
+    """The bundle's files, what was left out and why, and how the train step agrees with torch."""
+
+    files: tuple[ExportedFile, ...]
+    dropped: tuple[str, ...]
+    gradient_max_rel: float
+    loss_max_abs_diff: float
+
+
+@dataclass(frozen=True)
+class CutRequest:
+    """What a run is asked for.
+
+    Attributes:
+        backbone: what is cut.
+        records: the bank's records.
+        samples: the new task's few labelled samples.
+        calibration: images for parity, int8 ranges and the probe; better not those it was trained on.
+        release: line, version, task and labels of the bundle.
+        budget: limits; ``None`` asks for :func:`default_budget` of the dense model's measurement.
+        profile: the device's profile; ``None`` has this machine measured.
+        recover: how the cut is recovered.
+        kinds: artifacts to export.
+        seed: of everything random.
+    """
+
+    backbone: Backbone
+    records: Sequence[Record]
+    samples: Samples
+    calibration: Samples
+    release: Release
+    budget: Budget | None = None
+    profile: Profile | None = None
+    recover: RecoverSettings = field(default_factory=RecoverSettings)
+    kinds: tuple[ArtifactKind, ...] = ALL_KINDS
+    seed: int = 0
+
+
+def default_budget(dense: Measurement) -> Budget:
+    """A budget for who names none: 90 % of the dense model's memory, 40 % of its file, 60 % of its p95 latency."""
+    return Budget(
+        memory_bytes=int(0.9 * dense.memory_bytes),
+        file_bytes=int(0.4 * dense.file_bytes),
+        latency_p95_ms=0.6 * dense.latency_p95_ms,
+    )
+
+
+def no_bar(label: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    """The progress bar of a program that shows none."""
+    del label
+    return nullcontext(lambda done, total: None)
+
+
+class CutRun:
+    """The stages of one run, in a workspace; ask for what you need, and what it needs is done first.
+
+    Args:
+        request: what is wanted.
+        workspace: where finished stages are kept.
+        bar: shows progress.
+    """
+
+    def __init__(self, request: CutRequest, workspace: Workspace, bar: Bar = no_bar) -> None:
+        self.request = request
+        self.workspace = workspace
+        self._bar = bar
+
+    @cached_property
+    def composed(self) -> Composed:
+        """Scores for the new task, from the bank's evidence."""
+        request = self.request
+
+        def work(folder: Path) -> Composed:
+            evidence, composition = compose_scores(
+                request.backbone, request.records, request.samples, len(request.release.labels), request.seed
+            )
+            items = tuple(
+                EvidenceItem(item.task, item.similarity, composition.weights.get(item.record_id, 0.0))
+                for item in evidence.items
+            )
+            return Composed(
+                measure=evidence.measure,
+                verdict=evidence.verdict,
+                explanation=composition.explanation,
+                evidence=items,
+                scores={name: values.tolist() for name, values in composition.scores.items()},
+            )
+
+        return self.workspace.run("evidence", self._identity, work, Composed)
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The device's profile: the given one, or this machine's."""
+        if self.request.profile is not None:
+            return self.request.profile
+        scores = self.composed.score_map()
+
+        def work(folder: Path) -> Profile:
+            with self._bar("cuts") as advance:
+                return profile_backbone(self.request.backbone, scores, folder, progress=advance)
+
+        return self.workspace.run("profile", self._identity, work, Profile)
+
+    @property
+    def dense(self) -> Measurement:
+        """What the dense model was measured to need."""
+        return max(self.profile.points, key=lambda point: point.parameters).measured
+
+    @cached_property
+    def budget(self) -> Budget:
+        """The limits in force."""
+        return self.request.budget or default_budget(self.dense)
+
+    @cached_property
+    def planned(self) -> Planned:
+        """The plan, measured inside the budget."""
+        scores, profile, budget = self.composed.score_map(), self.profile, self.budget
+
+        def work(folder: Path) -> Planned:
+            fitted = fit_to_budget(self.request.backbone, scores, budget, profile, folder)
+            solution = fitted.solution
+            return Planned(
+                plan=solution.plan.to_json(),
+                parameters=solution.parameters,
+                macs=solution.macs,
+                binding=solution.binding or "none",
+                corrections=fitted.corrections,
+                macs_weight=solution.macs_weight,
+                importance=solution.importance,
+                measured=fitted.measured,
+            )
+
+        return self.workspace.run("plan", [self._identity, budget, profile], work, Planned)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan itself."""
+        return Plan.from_json(self.planned.plan)
+
+    @cached_property
+    def cut(self) -> CutResult:
+        """The cut, recovered and stored; :meth:`model` loads it."""
+        request, plan = self.request, self.plan
+
+        def work(folder: Path) -> CutResult:
+            with self._bar("iterations") as advance:
+                recovered = recover_cut(
+                    request.backbone,
+                    plan,
+                    request.samples,
+                    classes=len(request.release.labels),
+                    settings=request.recover,
+                    seed=request.seed,
+                    progress=advance,
+                )
+            save_cut(folder / "features.safetensors", plan, recovered.model.features)
+            head = {name: value.detach().contiguous() for name, value in recovered.model.head.state_dict().items()}
+            write_atomic(folder / "head.safetensors", safetensors.torch.save(head))
+            losses = recovered.losses or (float("nan"),)
+            return CutResult(len(recovered.losses), losses[0], losses[-1], recovered.seconds)
+
+        return self.workspace.run("cut", [self._identity, self.planned.plan, request.recover], work, CutResult)
+
+    def model(self) -> Classifier:
+        """The recovered classifier, as stored."""
+        self.cut  # noqa: B018 - runs the stage
+        folder = self.workspace.place("cut")
+        backbone = self.request.backbone
+        _, features = load_cut(backbone.program, backbone.tracking, folder / "features.safetensors")
+        head = safetensors.torch.load_file(folder / "head.safetensors")
+        classes, width = head["weight"].shape
+        linear = torch.nn.Linear(width, classes)
+        linear.load_state_dict(head)
+        return Classifier(features, linear).eval()
+
+    @cached_property
+    def exported(self) -> Exported:
+        """The bundle, in :attr:`bundle`."""
+        request = self.request
+        model = self.model()
+
+        def work(folder: Path) -> Exported:
+            done = export_bundle(
+                model,
+                request.backbone,
+                self.plan,
+                request.calibration.images,
+                request.release,
+                self.budget,
+                folder,
+                explanation=self.composed.explanation,
+                settings=ExportSettings(kinds=request.kinds),
+            )
+            files = tuple(
+                ExportedFile(
+                    kind=one.kind,
+                    name=one.name,
+                    bytes=one.bytes,
+                    sha256=one.sha256,
+                    max_abs_diff=one.parity.max_abs_diff if one.parity else None,
+                    top1_agreement=one.parity.top1_agreement if one.parity else None,
+                )
+                for one in done.manifest.artifacts
+            )
+            dropped = tuple(f"{kind}: {why}" for kind, why in done.result.dropped.items())
+            step = done.train_step
+            return Exported(files, dropped, step.gradient_max_rel, step.loss_max_abs_diff)
+
+        inputs = [self._identity, request.calibration.digest, self.planned.plan, request.recover, request.release]
+        return self.workspace.run("export", [*inputs, self.budget, request.kinds], work, Exported)
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle's folder, once :attr:`exported` is there."""
+        return self.workspace.place("export") / "bundle"
+
+    @cached_property
+    def _identity(self) -> list[object]:
+        """What every stage depends on."""
+        request = self.request
+        return [
+            request.backbone.fingerprint,
+            sorted(record.id for record in request.records),
+            request.samples.digest,
+            request.release.labels,
+            request.seed,
+        ]

@@ -1,0 +1,273 @@
+"""From a new task to a bundle: compose, profile, solve, cut, recover, export.
+
+Each step takes data and gives data; nothing here talks to a broker, and nothing is remembered between calls. Who
+wants to go on after a power cut wraps the steps in stages (:mod:`kiridashi_server.stages`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from kiridashi.artifacts import describe_file
+from kiridashi.budget import Budget, Measurement, judge
+from kiridashi.errors import BudgetError
+from kiridashi.manifest import Manifest, Preprocessing, TrainSpec
+
+from kiridashi_server.amp.scores import ScoreMap
+from kiridashi_server.backbone import Backbone
+from kiridashi_server.budget.device import measure_files
+from kiridashi_server.budget.profile import Profile, ProfilePoint, fit_profile
+from kiridashi_server.budget.solver import Solution, plan_cut
+from kiridashi_server.classifier import Classifier
+from kiridashi_server.compose.selection import select
+from kiridashi_server.export.artifacts import ExportResult, ExportSettings, export_artifacts
+from kiridashi_server.export.bundle import BundleFile, write_bundle
+from kiridashi_server.export.onnx import export_onnx
+from kiridashi_server.export.train_step import TrainStepReport, export_train_step
+from kiridashi_server.export.train_step_parameters import HEAD_PARAMETERS, bias_head_parameters
+from kiridashi_server.graph.cost import CostModel
+from kiridashi_server.graph.cut import cut
+from kiridashi_server.graph.fold import fold_batch_norm
+from kiridashi_server.graph.plan import Plan
+from kiridashi_server.stages import machine
+
+PROFILE_SHARES = (1.0, 0.55, 0.3, 0.12)
+_MAX_CORRECTIONS = 1
+
+Measure = Callable[[Sequence[Path]], Sequence[Measurement]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class FittedPlan:
+    """A plan whose cut was measured inside the budget.
+
+    Attributes:
+        solution: the plan and its forecast.
+        measured: what the device measured for the cut's fp32 ONNX file.
+        profile: the profile, corrected where the first forecast was off.
+        corrections: how often the plan was solved again after a measurement.
+    """
+
+    solution: Solution
+    measured: Measurement
+    profile: Profile
+    corrections: int
+
+
+class Release(msgspec.Struct, frozen=True):
+    """What a bundle is released as."""
+
+    line: str
+    version: int
+    task: str
+    labels: tuple[str, ...]
+
+
+class TuneSettings(msgspec.Struct, frozen=True):
+    """What the device is told about local tuning."""
+
+    batch: int = 16
+    iterations: int = 30
+    learning_rate: float = 0.005
+    head_ridge: float = 1.0
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle with what its export measured."""
+
+    manifest: Manifest
+    result: ExportResult
+    train_step: TrainStepReport
+
+
+def compose_scores(
+    backbone: Backbone, records: Sequence[Record], samples: Samples, classes: int, seed: int
+) -> tuple[Evidence, Composition]:
+    """Compare a new task with the bank and compose scores for it.
+
+    Where the bank alone does not justify reuse, the task's own few-shot scores are learnt and given their vote.
+
+    Args:
+        backbone: the dense model.
+        records: the bank's records, of any backbone.
+        samples: the new task's few labelled samples.
+        classes: how many classes it has.
+        seed: of learning own scores.
+    """
+    features = run_batched(backbone.program, to_input(backbone, samples.images)).numpy()
+    evidence = weigh(
+        records,
+        Descriptor(features, samples.labels),
+        find_measure(DEFAULT_MEASURE),
+        fingerprint=backbone.fingerprint,
+        layout_digest=backbone.layout.digest,
+    )
+    own = None
+    if evidence.verdict != "reuse":
+        own = learn_scores(backbone, samples, classes=classes, seed=seed).groups
+    return evidence, compose(evidence, records, own=own)
+
+
+def profile_backbone(
+    backbone: Backbone,
+    scores: ScoreMap,
+    folder: Path,
+    *,
+    measure: Measure = measure_files,
+    progress: Progress = lambda done, total: None,
+) -> Profile:
+    """Measure a few cuts of the backbone on the device and fit the profile.
+
+    The cuts follow ``scores``, so that their shapes are like those that will be asked for; weights do not matter.
+    The first point is the dense model.
+
+    Raises:
+        DeviceError: the device could not measure.
+    """
+    costs = CostModel.from_tracking(backbone.tracking)
+    plans = [select(scores, backbone.layout, costs, share) for share in PROFILE_SHARES]
+    files = []
+    for index, plan in enumerate(plans):
+        files.append(_export_bare(backbone, plan, folder / f"cut-{index}.onnx"))
+        progress(index + 1, len(plans) + 1)
+    measured = measure(files)
+    progress(len(plans) + 1, len(plans) + 1)
+    points = [_point(costs, plan, one) for plan, one in zip(plans, measured, strict=True)]
+    return fit_profile(points, machine())
+
+
+def fit_to_budget(
+    backbone: Backbone,
+    scores: ScoreMap,
+    budget: Budget,
+    profile: Profile,
+    folder: Path,
+    *,
+    measure: Measure = measure_files,
+) -> FittedPlan:
+    """Solve, measure the cut on the device, and solve once more with a corrected profile if it is over.
+
+    Raises:
+        BudgetError: no cut can be expected to fit, or the corrected one was measured over the budget too.
+    """
+    costs = CostModel.from_tracking(backbone.tracking)
+    corrections = 0
+    while True:
+        solution = plan_cut(backbone.layout, costs, scores, budget, profile)
+        file = _export_bare(backbone, solution.plan, folder / f"candidate-{corrections}.onnx")
+        (measured,) = measure([file])
+        verdict = judge(budget, measured)
+        if verdict.within:
+            return FittedPlan(solution, measured, profile, corrections)
+        if corrections == _MAX_CORRECTIONS:
+            raise BudgetError(
+                f"the cut is {verdict.describe(budget, measured)}",
+                why="it was solved twice, the second time with the first measurement taken into account",
+                next_step="measure again on a quiet machine, or allow a little more",
+            )
+        profile = profile.corrected(_point(costs, solution.plan, measured))
+        corrections += 1
+
+
+def export_bundle(
+    model: Classifier,
+    backbone: Backbone,
+    plan: Plan,
+    calibration: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
+    release: Release,
+    budget: Budget,
+    folder: Path,
+    *,
+    explanation: str = "",
+    tune: TuneSettings | None = None,
+    settings: ExportSettings | None = None,
+) -> Exported:
+    """Fold, export every artifact and the train step, and write the bundle to ``folder / "bundle"``.
+
+    Args:
+        model: the recovered classifier.
+        backbone: what it was cut from.
+        plan: how.
+        calibration: uint8 [n, H, W, 3]: for parity, int8 ranges and the probe.
+        release: line, version, task and labels.
+        budget: goes into the manifest; the device judges by it.
+        folder: work folder; files that are not in the bundle stay beside it.
+        explanation: why this mask, in words.
+        tune: local tuning.
+        settings: which artifacts.
+
+    Raises:
+        ExportError: an artifact differs from the model.
+    """
+    folded = Classifier(fold_batch_norm(model.features), model.head).eval()
+    tune = tune or TuneSettings()
+    names = bias_head_parameters(folded)
+    tunable = {name: value.detach().numpy().copy() for name, value in folded.named_parameters() if name in names}
+    _, height, width = backbone.input_size
+    preprocessing = Preprocessing(height, width, _three(backbone.mean), _three(backbone.std))
+    example = torch.zeros(1, *backbone.input_size)
+    result = export_artifacts(folded, example, calibration, preprocessing, tunable, folder / "artifacts", settings)
+    graph, state = folder / "train-step.onnx", folder / "train-state.npz"
+    report = export_train_step(folded, backbone.input_size, names, tune.batch, graph, state)
+    costs = CostModel.from_tracking(backbone.tracking)
+    weight, bias = HEAD_PARAMETERS
+    draft = Manifest(
+        line=release.line,
+        version=release.version,
+        task=release.task,
+        labels=release.labels,
+        backbone=backbone.name,
+        backbone_fingerprint=backbone.fingerprint,
+        layout_digest=backbone.layout.digest,
+        plan_digest=hashlib.sha256(plan.to_json().encode()).hexdigest(),
+        parameters_dense=costs.parameters({}),
+        parameters_kept=costs.parameters(plan.counts),
+        preprocessing=preprocessing,
+        budget=budget,
+        artifacts=(),
+        train=TrainSpec(
+            graph=graph.name,
+            state=state.name,
+            parameters=names,
+            batch=tune.batch,
+            iterations=tune.iterations,
+            learning_rate=tune.learning_rate,
+            head_weight=weight,
+            head_bias=bias,
+            head_ridge=tune.head_ridge,
+        ),
+        explanation=explanation,
+    )
+    training = (
+        BundleFile(graph, describe_file(graph, "train-step")),
+        BundleFile(state, describe_file(state, "train-state")),
+    )
+    manifest = write_bundle(folder / "bundle", draft, (*result.files, *training), result.probe)
+    return Exported(manifest, result, report)
+
+
+def _export_bare(backbone: Backbone, plan: Plan, path: Path) -> Path:
+    """The cut without recovery and with an empty head, as the fp32 ONNX file that a device would get."""
+    small = fold_batch_norm(cut(backbone.program, backbone.tracking, plan))
+    with torch.no_grad():
+        features = int(small(torch.zeros(1, *backbone.input_size)).shape[1])
+    model = Classifier.with_zero_head(small, features, classes=12).eval()
+    export_onnx(model, torch.zeros(1, *backbone.input_size), path)
+    return path
+
+
+def _point(costs: CostModel, plan: Plan, measured: Measurement) -> ProfilePoint:
+    return ProfilePoint(costs.parameters(plan.counts), costs.macs(plan.counts), measured)
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
