@@ -69,7 +69,7 @@ class Planned(msgspec.Struct, frozen=True):
     macs: int
     binding: str
     corrections: int
-    macs_weight: float
+    tilt: float
     importance: float
     measured: Measurement
 
@@ -221,7 +221,7 @@ class CutRun:
                 macs=solution.macs,
                 binding=solution.binding or "none",
                 corrections=fitted.corrections,
-                macs_weight=solution.macs_weight,
+                tilt=solution.tilt,
                 importance=solution.importance,
                 measured=fitted.measured,
             )

@@ -19,12 +19,15 @@ from kiridashi.budget import Budget, Measurement, judge
 from kiridashi.errors import BudgetError
 from kiridashi.manifest import Manifest, Preprocessing, TrainSpec
 
+from kiridashi_server.amp.learning import learn_scores
 from kiridashi_server.amp.scores import ScoreMap
 from kiridashi_server.backbone import Backbone
+from kiridashi_server.bank.record import Record
 from kiridashi_server.budget.device import measure_files
 from kiridashi_server.budget.profile import Profile, ProfilePoint, fit_profile
 from kiridashi_server.budget.solver import Solution, plan_cut
 from kiridashi_server.classifier import Classifier
+from kiridashi_server.compose.composition import Composition, compose
 from kiridashi_server.compose.selection import select
 from kiridashi_server.export.artifacts import ExportResult, ExportSettings, export_artifacts
 from kiridashi_server.export.bundle import BundleFile, write_bundle
@@ -35,9 +38,15 @@ from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.graph.cut import cut
 from kiridashi_server.graph.fold import fold_batch_norm
 from kiridashi_server.graph.plan import Plan
+from kiridashi_server.recover.inputs import run_batched, to_input
+from kiridashi_server.similarity.descriptor import Descriptor
+from kiridashi_server.similarity.evidence import Evidence, weigh
+from kiridashi_server.similarity.measure import find_measure
 from kiridashi_server.stages import machine
+from kiridashi_server.tasks import Samples
 
 PROFILE_SHARES = (1.0, 0.55, 0.3, 0.12)
+DEFAULT_MEASURE = "loo-leep"
 _MAX_CORRECTIONS = 1
 
 Measure = Callable[[Sequence[Path]], Sequence[Measurement]]

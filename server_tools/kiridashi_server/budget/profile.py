@@ -14,6 +14,7 @@ Residuals are weighted by the measured value, so that a small model counts as mu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -54,7 +55,7 @@ class Profile(msgspec.Struct, frozen=True):
 
     runtime: str
     threads: int
-    hardware: str
+    hardware: Literal["real", "emulated"]
     machine: str
     points: tuple[ProfilePoint, ...]
     memory: tuple[float, float]

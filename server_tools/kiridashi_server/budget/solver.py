@@ -11,11 +11,12 @@ from kiridashi.errors import BudgetError
 from kiridashi_server.amp.scores import ScoreMap
 from kiridashi_server.budget.profile import Forecast, Profile
 from kiridashi_server.compose.ladder import Ladder, build_ladder
+from kiridashi_server.compose.selection import steps_for
 from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.graph.layout import Layout
 from kiridashi_server.graph.plan import Plan
 
-TRADE_OFFS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TILTS = (0.0, 0.25, 0.5, 1.0)
 _LARGEST_MARGIN = 0.10
 
 
@@ -29,7 +30,7 @@ class Solution:
         forecast: what it is expected to need on the device.
         used: forecast over limit, for every limit that the budget sets.
         binding: the limit with the largest use; ``None`` when the dense model fits.
-        macs_weight: the trade-off between parameters and MACs that kept the most importance.
+        tilt: the trade-off between parameters and MACs that kept the most importance.
         importance: kept score over total score.
     """
 
@@ -39,7 +40,7 @@ class Solution:
     forecast: Forecast
     used: dict[Limit, float]
     binding: Limit | None
-    macs_weight: float
+    tilt: float
     importance: float
 
 
@@ -48,7 +49,7 @@ def plan_cut(
 ) -> Solution:
     """Solve a budget into a plan.
 
-    For several trade-offs between parameters and MACs, the nested family of cuts is searched by bisection for
+    For several tilts of the ladder between parameters and MACs, the nested family of cuts is searched by bisection for
     the largest cut whose forecast stays inside every limit, less a margin as large as the profile's own error (at
     most 10 %); the cut that keeps most of the total score wins.
 
@@ -64,17 +65,17 @@ def plan_cut(
         return not _exceeded(limits, forecast(widths))
 
     best: tuple[float, float, Ladder, int] | None = None
-    for weight in TRADE_OFFS:
-        ladder = trade_off_ladder(layout, costs, scores, weight, multiple=profile.channel_multiple, floor=floor)
+    for tilt in TILTS:
+        ladder = trade_off_ladder(layout, costs, scores, tilt, multiple=profile.channel_multiple, floor=floor)
         if not fits(ladder.widths(len(ladder))):
             raise _infeasible(budget, limits, forecast(ladder.widths(len(ladder))))
         steps = ladder.first_within(lambda widths: 0.0 if fits(widths) else 1.0, 0.0)
         kept = _importance(scores, ladder, steps)
         if best is None or kept > best[0]:
-            best = (kept, weight, ladder, steps)
+            best = (kept, tilt, ladder, steps)
     if best is None:
-        raise BudgetError("no trade-off was tried", why="TRADE_OFFS is empty")
-    kept, weight, ladder, steps = best
+        raise BudgetError("no tilt was tried", why="TILTS is empty")
+    kept, tilt, ladder, steps = best
     widths = ladder.widths(steps)
     expected = forecast(widths)
     used = {name: value / limit for name, limit, value in _pairs(budget, expected) if limit is not None}
@@ -85,24 +86,26 @@ def plan_cut(
         forecast=expected,
         used=used,
         binding=_tightest(used) if steps else None,
-        macs_weight=weight,
+        tilt=tilt,
         importance=kept,
     )
 
 
 def trade_off_ladder(
-    layout: Layout, costs: CostModel, scores: ScoreMap, macs_weight: float, *, multiple: int, floor: float
+    layout: Layout, costs: CostModel, scores: ScoreMap, tilt: float, *, multiple: int = 8, floor: float = 0.05
 ) -> Ladder:
-    """The ladder whose unit price is a mixture of the unit's shares of all parameters and of all MACs."""
+    """The ladder in which a unit's score is divided by ``(its share of MACs / its share of parameters) ** tilt``.
+
+    With a tilt of 0 units leave in the order of their score; the larger the tilt, the sooner leave units that cost
+    much computation for their size.
+    """
     dense = dict(layout.sizes)
     parameters, macs = costs.parameters(dense), costs.macs(dense)
     prices = {
-        name: (1 - macs_weight) * costs.unit_parameters(name, dense) / parameters
-        + macs_weight * costs.unit_macs(name, dense) / macs
+        name: (costs.unit_macs(name, dense) / macs / (costs.unit_parameters(name, dense) / parameters)) ** tilt
         for name in scores
     }
-    multiples = {group.name: 1 if group.kind == "head" else multiple for group in layout.groups}
-    return build_ladder(scores, multiples, floor=floor, costs=prices)
+    return build_ladder(scores, steps_for(scores, layout, multiple), floor=floor, costs=prices)
 
 
 def ladder_plan(layout: Layout, ladder: Ladder, steps: int) -> Plan:

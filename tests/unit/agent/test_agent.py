@@ -251,8 +251,15 @@ def test_a_model_that_was_refused_for_itself_needs_another_rollout(serving) -> N
 def test_once_gives_a_server_that_is_about_to_speak_a_moment(serving) -> None:
     serving.restart()
     serving.transport.want(1, press_3=V1)
+    serving.transport.want(1, press_3=V1)  # a server that starts says it again
     serving.transport.want(2, press_3=V2)
     assert serving.agent.run_until_settled(20, quiet_s=1.0).lines["press-3"].target == V2
+
+
+def test_once_gives_the_moment_on_a_new_device_too_that_was_wanted_nothing_of_yet(device) -> None:
+    device.transport.want(1)
+    device.transport.want(2, press_3=V1)
+    assert device.agent.run_until_settled(20, quiet_s=1.0).lines["press-3"].target == V1
 
 
 class TestOffline:

@@ -1,0 +1,1 @@
+"""The bank: what past tasks taught about the backbone, one record a task."""

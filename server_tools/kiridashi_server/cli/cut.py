@@ -1,0 +1,126 @@
+"""``kiridashi cut``: from a new task and a bank to a bundle inside a budget."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from kiridashi.budget import MIB, Budget
+from kiridashi.command import Command, Outcome
+from kiridashi.errors import InputError
+from kiridashi.messages import check_name
+
+if TYPE_CHECKING:
+    from kiridashi_server.budget.profile import Profile
+    from kiridashi_server.cut_run import CutRun
+    from kiridashi_server.tasks import Samples, Task
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--task", required=True, metavar="DIR", help="a folder of class folders, or a shipped task's name"
+    )
+    parser.add_argument("--line", required=True, metavar="NAME", help="the line that the bundle is for")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="work folder; gets bundle/")
+    parser.add_argument(
+        "--bank", type=Path, default=Path("bank"), metavar="DIR", help="the score bank (default: ./bank)"
+    )
+    parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="the backbone to cut")
+    parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="side of the input (default 64)")
+    parser.add_argument("--budget", default="", metavar="LIMITS", help="such as memory=96MiB,file=5MiB,latency=2ms")
+    parser.add_argument(
+        "--profile", type=Path, metavar="FILE", help="a device's profile.json (default: measure this machine)"
+    )
+    parser.add_argument("--release", type=int, default=1, metavar="N", help="version number of the bundle (default 1)")
+    parser.add_argument("--iterations", type=int, default=20, metavar="N", help="weight updates after the cut")
+    parser.add_argument("--per-class", type=int, default=0, metavar="N", help="use this many samples per class only")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
+
+
+def _run(arguments: argparse.Namespace) -> Outcome:
+    budget = Budget.parse(arguments.budget) if arguments.budget else None
+    check_name(arguments.line, "line")
+    if arguments.release < 1:
+        raise InputError(f"a release number is at least 1, got {arguments.release}")
+    profile = _read_profile(arguments.profile) if arguments.profile else None
+    from kiridashi_server.backbone import Backbone  # torch takes seconds to import: bad arguments are refused first
+    from kiridashi_server.bank.store import Bank
+    from kiridashi_server.cut_run import CutRequest, CutRun
+    from kiridashi_server.pipeline import Release
+    from kiridashi_server.quickstart.narrator import Narrator
+    from kiridashi_server.recover.iterations import RecoverSettings
+    from kiridashi_server.stages import Workspace
+
+    task = _load_task(arguments.task, arguments.image_size, arguments.seed)
+    narrator = Narrator()
+    with Bank.open(arguments.bank, create=False) as bank:
+        request = CutRequest(
+            backbone=Backbone.load(arguments.backbone, image_size=arguments.image_size),
+            records=bank.list(),
+            samples=_samples(task, arguments.per_class, arguments.seed),
+            calibration=task.split("val" if "val" in task.splits else "train"),
+            release=Release(arguments.line, arguments.release, task.name, task.labels),
+            budget=budget,
+            profile=profile,
+            recover=RecoverSettings(iterations=arguments.iterations),
+            seed=arguments.seed,
+        )
+    workspace = Workspace(arguments.output, narrator.stage)
+    with workspace.locked():
+        return _outcome(CutRun(request, workspace, narrator.bar))
+
+
+def _outcome(run: CutRun) -> Outcome:
+    exported, planned = run.exported, run.planned
+    dense = max(run.profile.points, key=lambda point: point.parameters)
+    data = {
+        "bundle": str(run.bundle),
+        "budget": msgspec.to_builtins(run.budget),
+        "measured": msgspec.to_builtins(planned.measured),
+        "binding": planned.binding,
+        "parameters": planned.parameters,
+        "parameters_dense": dense.parameters,
+        "explanation": run.composed.explanation,
+        "files": msgspec.to_builtins(exported.files),
+        "dropped": list(exported.dropped),
+    }
+    measured = planned.measured
+    text = (
+        f"{planned.parameters:,} of {dense.parameters:,} parameters stay; binding limit: {planned.binding}\n"
+        f"measured: {measured.memory_bytes / MIB:.1f} MiB, {measured.file_bytes / MIB:.2f} MiB file, "
+        f"p95 {measured.latency_p95_ms:.3g} ms; budget {run.budget}\n"
+        f"{run.composed.explanation}\n"
+        f"next: kiridashi publish {run.bundle} --line {run.request.release.line}"
+    )
+    return Outcome(data, text)
+
+
+def _load_task(name: str, image_size: int, seed: int) -> Task:
+    from kiridashi_server.tasks import load_shipped, load_task, shipped_names
+
+    if not Path(name).exists() and name in shipped_names():
+        return load_shipped(name, image_size, seed)
+    return load_task(name, image_size, seed)
+
+
+def _samples(task: Task, per_class: int, seed: int) -> Samples:
+    train = task.split("train")
+    return train.few_shot(per_class, seed) if per_class else train
+
+
+def _read_profile(path: Path) -> Profile:
+    from kiridashi_server.budget.profile import Profile
+
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Profile)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise InputError(
+            f"{path} is not a device profile",
+            why=str(error),
+            next_step="leave --profile out to have this machine measured",
+        ) from error
+
+
+COMMANDS = (Command("cut", "cut the backbone once for a new task, inside a budget", _configure, _run),)

@@ -1,0 +1,1 @@
+"""The whole loop, once, on embedded defaults: what ``make quickstart`` runs."""

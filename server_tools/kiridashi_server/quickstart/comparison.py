@@ -1,0 +1,123 @@
+"""Other ways to choose the cut, at the same size and with the same recovery."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from kiridashi_server.amp.scores import ScoreMap
+from kiridashi_server.bank.record import Record
+from kiridashi_server.baselines import PLANNERS, Target, iterative
+from kiridashi_server.budget.solver import ladder_plan, trade_off_ladder
+from kiridashi_server.compose.composition import robust_mean
+from kiridashi_server.cut_run import Bar, CutRun
+from kiridashi_server.graph.cost import CostModel
+from kiridashi_server.graph.plan import Plan
+from kiridashi_server.recover.iterations import Recovered, correct, recover_cut
+from kiridashi_server.tasks import Task
+
+OWN, UNIFORM, ITERATIVE = "one-shot", "uniform bank", "task-specific iterative"
+METHODS = (OWN, UNIFORM, "l1", "random", ITERATIVE)
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """One method's model on the line's test images: which ones it got right, and what it took.
+
+    ``size`` is the number of parameters that was asked for, ``parameters`` what the cut kept.
+    """
+
+    method: str
+    size: int
+    parameters: int
+    macs: int
+    iterations: int
+    extra_iterations: int
+    seconds: float
+    same_as_own: bool
+    right: list[bool]
+
+
+class Comparison:
+    """All methods on one task; every one gets the same samples, head start, iterations and normalisation treatment.
+
+    Args:
+        run: the run whose composition and recovery settings are used.
+        records: the bank's records.
+        task: its ``test`` split judges.
+        bar: shows progress.
+    """
+
+    def __init__(self, run: CutRun, records: Sequence[Record], task: Task, bar: Bar) -> None:
+        self._run = run
+        self._records = records
+        self._task = task
+        self._bar = bar
+        self._costs = CostModel.from_tracking(run.request.backbone.tracking)
+
+    @property
+    def dense_parameters(self) -> int:
+        """Parameters of the uncut feature extractor."""
+        return self._costs.parameters({})
+
+    def work(self, method: str, size: int) -> Callable[[Path], Compared]:
+        """The stage that measures one method at one size."""
+
+        def compared(_: Path) -> Compared:
+            start = time.perf_counter()
+            recovered, extra = self._make(method, size)
+            seconds = time.perf_counter() - start
+            backbone = self._run.request.backbone
+            counts = recovered.plan.counts
+            return Compared(
+                method=method,
+                size=size,
+                parameters=self._costs.parameters(counts),
+                macs=self._costs.macs(counts),
+                iterations=self._run.request.recover.iterations,
+                extra_iterations=extra,
+                seconds=seconds,
+                same_as_own=recovered.plan == self._plan(self._run.composed.score_map(), size),
+                right=correct(recovered.model, backbone, self._task.split("test")).tolist(),
+            )
+
+        return compared
+
+    def _make(self, method: str, size: int) -> tuple[Recovered, int]:
+        request = self._run.request
+        target = Target(request.samples, len(request.release.labels), size, request.seed)
+        with self._bar(method) as advance:
+            if method == ITERATIVE:
+                result = iterative(request.backbone, target, request.recover, progress=advance)
+                return result.recovered, result.extra_iterations
+            recovered = recover_cut(
+                request.backbone,
+                self._chosen(method, size, target),
+                request.samples,
+                classes=target.classes,
+                settings=request.recover,
+                seed=request.seed,
+                progress=advance,
+            )
+        return recovered, 0
+
+    def _chosen(self, method: str, size: int, target: Target) -> Plan:
+        if method == OWN:
+            return self._plan(self._run.composed.score_map(), size)
+        if method == UNIFORM:
+            return self._plan(self._uniform, size)
+        return PLANNERS[method](self._run.request.backbone, target)
+
+    def _plan(self, scores: ScoreMap, size: int) -> Plan:
+        layout = self._run.request.backbone.layout
+        ladder = trade_off_ladder(layout, self._costs, scores, self._run.planned.tilt)
+        return ladder_plan(layout, ladder, ladder.first_within(self._costs.parameters, size))
+
+    @cached_property
+    def _uniform(self) -> ScoreMap:
+        weights = np.full(len(self._records), 1 / len(self._records))
+        return robust_mean([record.scores for record in self._records], weights)

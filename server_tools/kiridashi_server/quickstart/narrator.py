@@ -1,0 +1,58 @@
+"""What the quickstart says while it works: a heading a stage, a progress bar for everything long, on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+Advance = Callable[[int, int], None]
+
+TITLES = {
+    "bank": "Learning scores of past tasks",
+    "evidence": "Comparing the new task with the bank, composing scores",
+    "profile": "Measuring this device with a few cuts",
+    "plan": "Solving the budget into a plan",
+    "cut": "Cutting once, recovering",
+    "export": "Exporting ONNX, TFLite and the train step",
+    "deliver": "Delivering over MQTT; the agent verifies, measures, tunes and activates",
+    "predict": "Predicting through LineModel",
+    "compare": "Comparing with other ways to choose the cut",
+    "report": "Writing the report",
+}
+
+
+class Narrator:
+    """Prints headings, facts and bars. Bars appear only on a terminal; headings and facts always."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._seen: set[str] = set()
+
+    def stage(self, name: str, reused: bool) -> None:
+        """Announce a stage; ``name`` may have a detail after a hyphen, as in ``bank-sports``."""
+        head, _, detail = name.partition("-")
+        if head not in self._seen:
+            self._seen.add(head)
+            number = list(TITLES).index(head) + 1
+            self._console.print(f"[bold]{number:>2}/{len(TITLES)} {TITLES[head]}[/bold]")
+        if detail or reused:
+            self.fact(f"{detail}{' ' if detail and reused else ''}{'(reused from an earlier run)' if reused else ''}")
+
+    def fact(self, text: str) -> None:
+        """One indented line."""
+        self._console.print(f"      {text}", markup=False)
+
+    @contextmanager
+    def bar(self, label: str) -> Iterator[Advance]:
+        """A progress bar; call the yielded function with (done, total)."""
+        columns = (TextColumn("      {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            bar = progress.add_task(label, total=None)
+
+            def advance(done: int, total: int) -> None:
+                progress.update(bar, completed=done, total=total)
+
+            yield advance

@@ -1,0 +1,209 @@
+"""From a plan to a working classifier: cut, repair, ridge head, and a stated number of iterations.
+
+After a repair the layers go on seeing what the dense model saw, so normalisations keep their statistics, in the
+iterations too: batches of a few images from a narrow domain have statistics that blow up channels which hardly fire
+there. Without a repair the statistics of the dense model do not fit the cut one; then they are re-estimated before the
+iterations and after them, and follow the batches in between.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from kiridashi.errors import InputError
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from kiridashi_server.backbone import Backbone
+from kiridashi_server.classifier import Classifier
+from kiridashi_server.graph.cut import cut
+from kiridashi_server.graph.plan import Plan
+from kiridashi_server.graph.program import copy_program
+from kiridashi_server.graph.statistics import reestimate_batch_norm, set_batch_norm_training
+from kiridashi_server.graph.tracker import Tracking
+from kiridashi_server.recover.inputs import augment, run_batched, shuffled_batches, to_input, training_batches
+from kiridashi_server.recover.repair import DEFAULT_STRENGTH, repair
+from kiridashi_server.recover.ridge import DEFAULT_RIDGE, fit_ridge_head
+from kiridashi_server.tasks.task import Samples
+
+Progress = Callable[[int, int], None]
+"""Called with the iterations done and their total."""
+
+_GRADIENT_NORM = 5.0
+
+
+@dataclass(frozen=True)
+class RecoverSettings:
+    """How a cut model is recovered.
+
+    Attributes:
+        iterations: optimiser steps (Adam) on all weights after the closed-form part; 0 is allowed.
+        learning_rate: of Adam, falling to zero along a cosine.
+        batch_size: images a step.
+        ridge: relative strength of the head's ridge regression.
+        repair: whether consumers are re-fitted in closed form after the cut; decides the treatment of statistics.
+        repair_strength: relative ridge strength of that.
+        repair_images: at most this many (augmented) images are used for it.
+    """
+
+    iterations: int = 20
+    learning_rate: float = 5e-4
+    batch_size: int = 32
+    ridge: float = DEFAULT_RIDGE
+    repair: bool = True
+    repair_strength: float = DEFAULT_STRENGTH
+    repair_images: int = 144
+
+    def __post_init__(self) -> None:
+        if self.iterations < 0 or self.batch_size < 2 or min(self.learning_rate, self.ridge, self.repair_strength) <= 0:
+            raise InputError(
+                f"recovery settings are out of range: {self}",
+                why="iterations are at least 0, the batch size at least 2, the rates and strengths above 0",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Recovered:
+    """A working classifier, its plan, the loss of every iteration, and the wall time of the whole recovery."""
+
+    model: Classifier
+    plan: Plan
+    losses: tuple[float, ...]
+    seconds: float
+
+
+def recover_cut(
+    backbone: Backbone,
+    plan: Plan,
+    samples: Samples,
+    *,
+    classes: int,
+    settings: RecoverSettings = RecoverSettings(),
+    seed: int,
+    progress: Progress = lambda done, total: None,
+) -> Recovered:
+    """Carry out ``plan`` on the backbone and recover the result on ``samples``.
+
+    Args:
+        backbone: stays as it is.
+        plan: for its layout.
+        samples: the task's few labelled samples; every use of data is of these.
+        classes: number of classes of the task.
+        settings: how.
+        seed: of augmentation and batches. The same arguments give the same model on the same machine.
+        progress: told about iterations.
+    """
+    start = time.perf_counter()
+    inputs = to_input(backbone, samples.images)
+    generator = torch.Generator().manual_seed(seed)
+    small = cut_and_repair(backbone.program, backbone.tracking, plan, inputs, settings, generator)
+    model, losses = recover(small, inputs, samples, classes, settings, generator, progress)
+    return Recovered(model, plan, losses, time.perf_counter() - start)
+
+
+def cut_and_repair(
+    program: fx.GraphModule,
+    tracking: Tracking,
+    plan: Plan,
+    inputs: Tensor,
+    settings: RecoverSettings,
+    generator: torch.Generator,
+) -> fx.GraphModule:
+    """``program`` cut by ``plan``, and repaired on augmented ``inputs`` if the settings say so."""
+    small = cut(program, tracking, plan)
+    if not settings.repair:
+        return small
+    images = _repair_images(inputs, settings.repair_images, generator)
+    return repair(program, tracking, plan, small, images, settings.repair_strength).program
+
+
+def recover(
+    program: fx.GraphModule,
+    inputs: Tensor,
+    samples: Samples,
+    classes: int,
+    settings: RecoverSettings,
+    generator: torch.Generator,
+    progress: Progress = lambda done, total: None,
+) -> tuple[Classifier, tuple[float, ...]]:
+    """Ridge head and iterations for a program that is cut already, and repaired if the settings say so (it is copied).
+
+    Args:
+        program: cut features, [N, 3, H, W] to [N, D].
+        inputs: ``samples`` as normalised input.
+        samples: only the labels are read.
+        classes: number of classes.
+        settings: how.
+        generator: of augmentation and batches.
+        progress: told about iterations.
+
+    Returns:
+        The classifier in evaluation mode, and the loss of every iteration.
+    """
+
+    def refreshed(features: fx.GraphModule) -> fx.GraphModule:
+        if settings.repair:
+            return copy_program(features)
+        return reestimate_batch_norm(features, shuffled_batches(inputs, settings.batch_size, generator))
+
+    features = refreshed(program)
+    made = run_batched(features, inputs).numpy()
+    model = Classifier(features, fit_ridge_head(made, samples.labels, classes, settings.ridge).as_linear())
+    if settings.iterations == 0:
+        return model.requires_grad_(False).eval(), ()
+    losses = _iterate(model, inputs, torch.from_numpy(samples.labels), settings, generator, progress)
+    model.features = refreshed(model.features)
+    return model.eval(), losses
+
+
+def accuracy(model: nn.Module, backbone: Backbone, samples: Samples) -> float:
+    """Share of ``samples`` that the model classifies rightly."""
+    return float(correct(model, backbone, samples).mean())
+
+
+def correct(model: nn.Module, backbone: Backbone, samples: Samples) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Whether each sample is classified rightly, bool [N]."""
+    logits = run_batched(model, to_input(backbone, samples.images)).numpy()
+    right: np.ndarray[tuple[int], np.dtype[np.bool_]] = logits.argmax(axis=1) == samples.labels
+    return right
+
+
+def _repair_images(inputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` augmented copies of the inputs, spread evenly over them."""
+    order = torch.randperm(len(inputs), generator=generator)
+    copies = math.ceil(count / len(inputs))
+    return augment(inputs[order.repeat(copies)[:count]], generator)
+
+
+def _iterate(
+    model: Classifier,
+    inputs: Tensor,
+    labels: Tensor,
+    settings: RecoverSettings,
+    generator: torch.Generator,
+    progress: Progress,
+) -> tuple[float, ...]:
+    model.requires_grad_(True)
+    set_batch_norm_training(model.features, on=not settings.repair)
+    optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.iterations)
+    batches = training_batches(inputs, labels, settings.batch_size, generator)
+    losses = []
+    for done in range(1, settings.iterations + 1):
+        x, y = next(batches)
+        loss = functional.cross_entropy(model(x), y)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), _GRADIENT_NORM)
+        optimiser.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        progress(done, settings.iterations)
+    set_batch_norm_training(model.features, on=False)
+    model.requires_grad_(False)
+    return tuple(losses)
