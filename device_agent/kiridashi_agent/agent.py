@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping
 
 import msgspec
 from kiridashi.config import Config
@@ -62,20 +63,20 @@ class Agent:
     def run_until_settled(self, timeout_s: float, quiet_s: float = 0.0) -> Reported:
         """Work until the server's wish has been heard and every line rests; returns the last report.
 
-        What is heard first is what the broker retained. If that is nothing new, a server that is just about to say
-        something newer gets ``quiet_s`` to do so.
+        What is heard first is what the broker retained. If that changes nothing for any line, a server that is just
+        about to say something newer gets ``quiet_s`` to do so.
 
         Raises:
             NetworkError: the server's wish was not heard, or a line could not go on, within the time.
         """
-        known = self._journal.device().generation
+        before = self._journal.lines()
         deadline = time.monotonic() + timeout_s
         while not self._stop.is_set() and not (self._heard is not None and self._rests()):
             if time.monotonic() > deadline:
                 raise self._not_settled(timeout_s)
             self.tick(TICK_S)
-            if self._heard is not None and self._heard.generation <= known and self._rests():
-                self.tick(quiet_s)
+            if self._heard is not None and self._rests():
+                self._wait_for_news(before, quiet_s)
         return self._report()
 
     def tick(self, wait_s: float) -> None:
@@ -86,6 +87,15 @@ class Agent:
             with self._journal.lock(line, wait=True):
                 self._work(line)
         self._publish()
+
+    def _wait_for_news(self, before: Mapping[str, LineRecord], quiet_s: float) -> None:
+        """Go on for ``quiet_s`` or until a line is no longer as ``before``; the same wish may come more than once."""
+        deadline = time.monotonic() + quiet_s
+        while self._journal.lines() == before and not self._stop.is_set():
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return
+            self.tick(left_s)
 
     def _listen(self, wait_s: float) -> None:
         desired = self._transport.next_desired(wait_s)

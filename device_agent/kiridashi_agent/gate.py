@@ -1,9 +1,11 @@
 """Whether a tuned model may replace the shipped one, judged on the device's hold-out. Pure.
 
 Two conditions. Accuracy must not be lower. And no class may lose more recall than the policy allows, as far as the
-hold-out can tell: the recall of a class with n samples has a standard error of at most ``1 / (2·√n)``, so a class may
-lose the policy's share plus one such error, and one sample in any case. With a policy of 10 % that is one sample of 4,
-two of 8, four of 20, and 15 of 100: the larger the hold-out, the closer to the policy.
+hold-out can tell: a class is refused when it lost more than the policy's share of its samples *and* the loss is more
+than chance explains. Chance is the exact one-sided test of McNemar (1947) on the samples whose verdict changed: of
+those that went wrong or right, would so many have gone wrong if either were equally likely? Below 5 % it is no chance.
+With four hold-out samples of a class no loss can be told from chance, with eight it takes five, and with a hundred
+the policy itself decides nearly always; so a class that matters needs hold-out samples.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ def judge_tuning(
     names: Sequence[str],
     max_recall_drop: float,
 ) -> Judgement:
-    """Apply both conditions; the reason states the numbers, and how much loss the smallest class could hide.
+    """Apply both conditions; the reason states the numbers.
 
     Args:
         labels: true classes of the hold-out, int64 [n], n >= 1.
@@ -46,11 +50,13 @@ def judge_tuning(
     right_before, right_after = before == labels, after == labels
     accuracy_before, accuracy_after = float(right_before.mean()), float(right_after.mean())
     classes = [(int(c), labels == c) for c in np.unique(labels)]
-    lost = {c: int(right_before[of].sum()) - int(right_after[of].sum()) for c, of in classes}
+    wrong = {c: int((right_before & ~right_after)[of].sum()) for c, of in classes}
+    mended = {c: int((~right_before & right_after)[of].sum()) for c, of in classes}
+    lost = {c: wrong[c] - mended[c] for c, _ in classes}
     counts = {c: int(of.sum()) for c, of in classes}
     drops = {c: lost[c] / counts[c] for c in counts}
     worst = max(drops, key=lambda c: drops[c])
-    broken = [c for c in counts if lost[c] > allowed_loss(counts[c], max_recall_drop)]
+    broken = [c for c in counts if drops[c] > max_recall_drop and chance_of_loss(wrong[c], mended[c]) < SIGNIFICANCE]
 
     def verdict(kept: bool, reason: str) -> Judgement:
         return Judgement(kept, reason, accuracy_before, accuracy_after, max(0.0, drops[worst]))
@@ -59,18 +65,21 @@ def judge_tuning(
         return verdict(False, f"accuracy on the hold-out fell from {accuracy_before:.1%} to {accuracy_after:.1%}")
     if broken:
         c = max(broken, key=lambda c: drops[c])
-        limit = math.floor(allowed_loss(counts[c], max_recall_drop))
-        why = f"class '{names[c]}' lost {lost[c]} of its {counts[c]} hold-out samples, allowed is {limit}"
+        chance = chance_of_loss(wrong[c], mended[c])
+        why = (
+            f"class '{names[c]}' lost {lost[c]} of its {counts[c]} hold-out samples, more than the "
+            f"{max_recall_drop:.0%} of the policy and than chance explains (p = {chance:.2g})"
+        )
         return verdict(False, f"{why}; accuracy went from {accuracy_before:.1%} to {accuracy_after:.1%}")
-    fewest = min(counts.values())
-    hidden = math.floor(allowed_loss(fewest, max_recall_drop))
     return verdict(
         True,
         f"accuracy on the hold-out went from {accuracy_before:.1%} to {accuracy_after:.1%}, and no class lost more "
-        f"than allowed ({hidden} of {fewest} samples for the smallest)",
+        f"than {max_recall_drop:.0%} of its recall that chance would not explain",
     )
 
 
-def allowed_loss(samples: int, max_recall_drop: float) -> float:
-    """How many of its ``samples`` hold-out samples a class may lose; see the module's text."""
-    return max(1.0, samples * max_recall_drop + math.sqrt(samples) / 2)
+def chance_of_loss(wrong: int, mended: int) -> float:
+    """Probability that at least ``wrong`` of ``wrong + mended`` changed verdicts went wrong by chance alone."""
+    changed = wrong + mended
+    tail = sum(math.comb(changed, k) for k in range(wrong, changed + 1))
+    return tail / float(2**changed)

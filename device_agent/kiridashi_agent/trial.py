@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from kiridashi.budget import MIB, Measurement
+from kiridashi.budget import MIB, Measurement, measure_against
 from kiridashi.errors import KiridashiError
 from kiridashi.manifest import Artifact, Manifest
 
@@ -93,7 +94,8 @@ class Trial:
         for artifact in artifacts:
             request = MeasureRequest(str(self._folder), artifact.name, self._threads)
             try:
-                entry = judged(artifact, budget, self._jobs.measure(request, limits))
+                measurement = measure_against(budget, partial(self._jobs.measure, request, limits))
+                entry = judged(artifact, budget, measurement)
             except JobCancelledError:
                 raise
             except KiridashiError as error:

@@ -25,6 +25,7 @@ _TIME_UNITS_MS = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
 _QUANTITY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)\s*$", re.IGNORECASE)
 
 Limit = Literal["memory", "file", "latency"]
+_REPEATS = 2
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -119,6 +120,27 @@ def judge(budget: Budget, measured: Measurement) -> Verdict:
     )
     exceeded = tuple(name for name, limit, value in pairs if limit is not None and value > limit)
     return Verdict(within=not exceeded, exceeded=exceeded)
+
+
+def measure_against(budget: Budget, measure: Callable[[], Measurement]) -> Measurement:
+    """Measure once, and up to twice more while only the tail of the latency is over the limit.
+
+    When the median is inside the latency limit and the 95th percentile is not, something else may have used the
+    machine. Disturbance only ever adds time, so the measurement with the lowest 95th percentile counts, and its notes
+    say how many there were. Memory, file size and a median over the limit are not measured again.
+    """
+    measured = [measure()]
+    while len(measured) <= _REPEATS and _only_the_tail(budget, measured[-1]):
+        measured.append(measure())
+    best = min(measured, key=lambda one: one.latency_p95_ms)
+    if len(measured) == 1:
+        return best
+    return msgspec.structs.replace(best, notes=(*best.notes, f"the quietest of {len(measured)} measurements"))
+
+
+def _only_the_tail(budget: Budget, measured: Measurement) -> bool:
+    limit = budget.latency_p95_ms
+    return judge(budget, measured).exceeded == ("latency",) and limit is not None and measured.latency_p50_ms <= limit
 
 
 def _read_quantity(text: str, quantity: str, units: dict[str, float]) -> float:

@@ -7,6 +7,7 @@ A command is data: a name, help, a function that declares its arguments, and one
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import traceback
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kiridashi.errors import ExitCode, KiridashiError
+from kiridashi.errors import ExitCode, KiridashiError, MissingExtraError
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,14 @@ class Command:
     run: Callable[[argparse.Namespace], Outcome]
 
 
-def main(prog: str, description: str, commands: Sequence[Command], argv: Sequence[str] | None = None) -> int:
+def main(
+    prog: str, description: str, commands: Sequence[Command], argv: Sequence[str] | None = None, *, extra: str = ""
+) -> int:
     """Parse, run one command, print its outcome, and return the exit code.
 
     A :class:`KiridashiError` is printed as its three lines, or with ``--json`` as an object ``{"error": …}`` on
-    standard output. Anything else is a defect of ours and is printed with its traceback.
+    standard output. A library that is not installed belongs to the optional part ``extra`` and is reported as that.
+    Anything else is a defect of ours and is printed with its traceback.
     """
     arguments = _parser(prog, description, commands).parse_args(argv)
     try:
@@ -50,13 +54,55 @@ def main(prog: str, description: str, commands: Sequence[Command], argv: Sequenc
     except KeyboardInterrupt:
         _write(sys.stderr, "interrupted; the same command goes on where it stopped")
         return ExitCode.INTERRUPTED
-    except Exception:  # noqa: BLE001 - the last line of defence: a defect is shown whole, with its own exit code
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a defect is shown whole, with its own exit code
+        missing = _missing_extra(error, extra)
+        if missing is not None:
+            return _report(missing, as_json=arguments.json)
         _write(sys.stderr, traceback.format_exc() + f"error: {prog} has a defect; please report the lines above")
         return ExitCode.INTERNAL
     text = json.dumps(outcome.data, indent=2, sort_keys=True) if arguments.json else outcome.text
     if text:
         _write(sys.stdout, text)
     return outcome.exit_code
+
+
+def main_of(
+    prog: str, description: str, modules: Sequence[str], argv: Sequence[str] | None = None, *, extra: str = ""
+) -> int:
+    """:func:`main` with the ``COMMANDS`` of some modules; a library that importing them needs is reported alike."""
+    commands: list[Command] = []
+    try:
+        for module in modules:
+            commands.extend(importlib.import_module(module).COMMANDS)
+    except ModuleNotFoundError as error:
+        missing = _missing_extra(error, extra)
+        if missing is None:
+            raise
+        return _report(missing, as_json="--json" in (sys.argv if argv is None else argv))
+    return main(prog, description, commands, argv, extra=extra)
+
+
+def _missing_extra(error: Exception, extra: str) -> MissingExtraError | None:
+    """The error that says how to install ``extra``, if ``error`` is that a library of others' is not there."""
+    if not extra or not isinstance(error, ModuleNotFoundError) or not error.name:
+        return None
+    library = error.name.partition(".")[0]
+    return None if library.startswith("kiridashi") else MissingExtraError.for_extra(library, extra)
+
+
+def _report(error: KiridashiError, *, as_json: bool) -> int:
+    """Print an error as :func:`main` does, and return its exit code."""
+    _write(sys.stderr, error.diagnostics())
+    if as_json:
+        fields = {
+            "kind": type(error).__name__,
+            "code": int(error.exit_code),
+            "what": error.what,
+            "why": error.why,
+            "next": error.next_step,
+        }
+        _write(sys.stdout, json.dumps({"error": fields}, indent=2, sort_keys=True))
+    return error.exit_code
 
 
 def _parser(prog: str, description: str, commands: Sequence[Command]) -> argparse.ArgumentParser:
@@ -75,20 +121,6 @@ def _parser(prog: str, description: str, commands: Sequence[Command]) -> argpars
         child.add_argument("--json", action="store_true", help="print the result as JSON")
         child.set_defaults(command=command)
     return parser
-
-
-def _report(error: KiridashiError, *, as_json: bool) -> int:
-    _write(sys.stderr, error.diagnostics())
-    if as_json:
-        fields = {
-            "kind": type(error).__name__,
-            "code": int(error.exit_code),
-            "what": error.what,
-            "why": error.why,
-            "next": error.next_step,
-        }
-        _write(sys.stdout, json.dumps({"error": fields}, indent=2, sort_keys=True))
-    return error.exit_code
 
 
 def _write(stream: Any, text: str) -> None:

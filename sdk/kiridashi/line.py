@@ -62,6 +62,11 @@ class Prediction:
         return self.labels[self.index]
 
     @property
+    def confidence(self) -> float:
+        """The probability of the best class of one frame. Raises as ``index``."""
+        return float(self.values[self.index])
+
+    @property
     def indices(self) -> NDArray[np.int64]:
         """The best class of every frame, int64 [N]; [1] for one frame."""
         best: NDArray[np.int64] = np.atleast_2d(self.values).argmax(axis=1)

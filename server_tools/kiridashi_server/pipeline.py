@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
 from kiridashi.artifacts import describe_file
-from kiridashi.budget import Budget, Measurement, judge
+from kiridashi.budget import Budget, Measurement, judge, measure_against
 from kiridashi.errors import BudgetError
 from kiridashi.manifest import Manifest, Preprocessing, TrainSpec
 
@@ -97,6 +98,24 @@ class Exported:
     train_step: TrainStepReport
 
 
+def compare(backbone: Backbone, records: Sequence[Record], samples: Samples) -> Evidence:
+    """What the bank has to say about a new task, from its few labelled samples.
+
+    Args:
+        backbone: the dense model.
+        records: the bank's records, of any backbone; those of others are left out and named.
+        samples: the new task's.
+    """
+    features = run_batched(backbone.program, to_input(backbone, samples.images)).numpy()
+    return weigh(
+        records,
+        Descriptor(features, samples.labels),
+        find_measure(DEFAULT_MEASURE),
+        fingerprint=backbone.fingerprint,
+        layout_digest=backbone.layout.digest,
+    )
+
+
 def compose_scores(
     backbone: Backbone, records: Sequence[Record], samples: Samples, classes: int, seed: int
 ) -> tuple[Evidence, Composition]:
@@ -111,14 +130,7 @@ def compose_scores(
         classes: how many classes it has.
         seed: of learning own scores.
     """
-    features = run_batched(backbone.program, to_input(backbone, samples.images)).numpy()
-    evidence = weigh(
-        records,
-        Descriptor(features, samples.labels),
-        find_measure(DEFAULT_MEASURE),
-        fingerprint=backbone.fingerprint,
-        layout_digest=backbone.layout.digest,
-    )
+    evidence = compare(backbone, records, samples)
     own = None
     if evidence.verdict != "reuse":
         own = learn_scores(backbone, samples, classes=classes, seed=seed).groups
@@ -172,7 +184,7 @@ def fit_to_budget(
     while True:
         solution = plan_cut(backbone.layout, costs, scores, budget, profile)
         file = _export_bare(backbone, solution.plan, folder / f"candidate-{corrections}.onnx")
-        (measured,) = measure([file])
+        measured = measure_against(budget, partial(_measure_one, measure, file))
         verdict = judge(budget, measured)
         if verdict.within:
             return FittedPlan(solution, measured, profile, corrections)
@@ -261,6 +273,11 @@ def export_bundle(
     )
     manifest = write_bundle(folder / "bundle", draft, (*result.files, *training), result.probe)
     return Exported(manifest, result, report)
+
+
+def _measure_one(measure: Measure, file: Path) -> Measurement:
+    (measured,) = measure([file])
+    return measured
 
 
 def _export_bare(backbone: Backbone, plan: Plan, path: Path) -> Path:

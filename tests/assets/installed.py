@@ -33,13 +33,15 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **(extra or {})}
 
 
-def call(program: Path, *words: object, env: Mapping[str, str] | None = None) -> Answer:
+def call(
+    program: Path, *words: object, env: Mapping[str, str] | None = None, timeout_s: float = COMMAND_TIMEOUT_S
+) -> Answer:
     """Run one command with ``--json``; its exit code and what it printed."""
     done = subprocess.run(
         [str(program), *map(str, words), "--json"],
         capture_output=True,
         text=True,
-        timeout=COMMAND_TIMEOUT_S,
+        timeout=timeout_s,
         env=environment(env),
         check=False,
     )

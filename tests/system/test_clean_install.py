@@ -27,9 +27,7 @@ def run(command: list[object], timeout_s: float, folder: Path) -> str:
     words = [str(word) for word in command]
     env = environment()
     env.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=timeout_s, cwd=folder, env=env, check=False
-    )
+    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout_s, cwd=folder, env=env, check=False)
     assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 

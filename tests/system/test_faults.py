@@ -26,7 +26,9 @@ from tiny_bundle import make_bundle
 TRUST, NETWORK, RUNTIME = 31, 40, 50
 LINE = "press-3"
 # For a child's PYTHONPATH: the runtimes are as good as not installed, for import and for looking.
-WITHOUT_RUNTIMES = "import sys\nsys.modules.update(dict.fromkeys(('onnxruntime', 'ai_edge_litert', 'tflite_runtime')))\n"
+WITHOUT_RUNTIMES = (
+    "import sys\nsys.modules.update(dict.fromkeys(('onnxruntime', 'ai_edge_litert', 'tflite_runtime')))\n"
+)
 
 
 @pytest.fixture

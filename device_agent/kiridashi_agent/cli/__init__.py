@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Sequence
 
@@ -16,8 +15,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # The agent runs for months: of the program it loads its own command only.
     names = arguments[:1] if arguments[:1] and arguments[0] in _MODULES else _MODULES
-    commands: list[command.Command] = []
-    for name in names:
-        commands.extend(importlib.import_module(f"kiridashi_agent.cli.{name}").COMMANDS)
     description = "The device's agent: take a line's model, check it, measure it here, tune it, and activate it."
-    return command.main("kiridashi-agent", description, commands, arguments)
+    modules = [f"kiridashi_agent.cli.{name}" for name in names]
+    return command.main_of("kiridashi-agent", description, modules, arguments, extra="device")

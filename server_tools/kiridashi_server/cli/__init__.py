@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 
 from kiridashi import command
@@ -12,12 +11,10 @@ _MODULES = ("quickstart", "bank", "cut", "publish", "line", "fleet", "serve", "d
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``kiridashi``; returns the exit code."""
-    commands: list[command.Command] = []
-    for name in _MODULES:
-        commands.extend(importlib.import_module(f"kiridashi_server.cli.{name}").COMMANDS)
-    return command.main(
+    return command.main_of(
         "kiridashi",
         "One backbone, many lines: learn scores, cut models to a budget, publish them to devices.",
-        commands,
+        [f"kiridashi_server.cli.{name}" for name in _MODULES],
         argv,
+        extra="server",
     )

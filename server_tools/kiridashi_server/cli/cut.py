@@ -45,7 +45,9 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     if arguments.release < 1:
         raise InputError(f"a release number is at least 1, got {arguments.release}")
     profile = _read_profile(arguments.profile) if arguments.profile else None
-    from kiridashi_server.backbone import Backbone  # torch takes seconds to import: bad arguments are refused first
+    import torch  # takes seconds: bad arguments are refused first
+
+    from kiridashi_server.backbone import Backbone
     from kiridashi_server.bank.store import Bank
     from kiridashi_server.cut_run import CutRequest, CutRun
     from kiridashi_server.pipeline import Release
@@ -53,6 +55,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     from kiridashi_server.recover.iterations import RecoverSettings
     from kiridashi_server.stages import Workspace
 
+    torch.set_num_threads(1)  # the same numbers on every machine, and no spinning on a busy one
     task = _load_task(arguments.task, arguments.image_size, arguments.seed)
     narrator = Narrator()
     with Bank.open(arguments.bank, create=False) as bank:

@@ -57,7 +57,7 @@ def predict(task: Task, line: str, bundle: Path, artifact: str, device_dir: Path
             image=png_uri(test.images[n]),
             truth=task.labels[test.labels[n]],
             label=predictions[n].label,
-            confidence=float(predictions[n].values.max()),
+            confidence=predictions[n].confidence,
         )
         for n in chosen
     )

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import msgspec
+import torch
 from kiridashi.artifacts import write_atomic
 from kiridashi.budget import Budget
 from kiridashi.errors import InputError
@@ -109,6 +110,8 @@ class _Quickstart:
         self._narrator = narrator
 
     def run(self) -> Report:
+        # One thread: the same numbers on every machine, times that can be compared, and no spinning on a busy one.
+        torch.set_num_threads(1)
         records = self._learn_bank()
         cut = CutRun(self._request(records), self._workspace, self._narrator.bar)
         tell = self._narrator.fact

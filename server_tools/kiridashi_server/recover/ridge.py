@@ -34,7 +34,8 @@ class RidgeHead:
     def as_linear(self) -> nn.Linear:
         """The head as a module, ready to be trained."""
         classes, width = self.weight.shape
-        head = nn.Linear(width, classes)
+        # The usual constructor would draw from torch's global generator.
+        head = nn.utils.skip_init(nn.Linear, width, classes)
         with torch.no_grad():
             head.weight.copy_(torch.from_numpy(self.weight))
             head.bias.copy_(torch.from_numpy(self.bias))

@@ -164,7 +164,7 @@ def test_the_description_of_iotcore_is_true(own_plant, tmp_path):
         client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="nobody", protocol=mqtt.MQTTv5)
         client.tls_set_context(context)
         accepted = threading.Event()
-        client.on_connect = lambda c, u, f, reason, p: None if reason.is_failure else accepted.set()
+        client.on_connect = lambda _c, _u, _f, reason, _p: None if reason.is_failure else accepted.set()
         client.connect(broker.address.host, broker.address.port)
         client.loop_start()
         assert accepted.wait(5)

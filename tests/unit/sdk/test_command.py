@@ -20,6 +20,14 @@ def stop(arguments: argparse.Namespace) -> Outcome:
     raise KeyboardInterrupt
 
 
+def need(arguments: argparse.Namespace) -> Outcome:
+    raise ModuleNotFoundError("no module", name="sqlalchemy.orm")
+
+
+def need_ours(arguments: argparse.Namespace) -> Outcome:
+    raise ModuleNotFoundError("no module", name="kiridashi_server.fleet")
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=1)
 
@@ -30,11 +38,13 @@ COMMANDS = [
     Command("fail", "fail", configure, fail),
     Command("crash", "crash", configure, crash),
     Command("stop", "stop", configure, stop),
+    Command("need", "need", configure, need),
+    Command("need-ours", "need-ours", configure, need_ours),
 ]
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
-    code = main("tool", "A tool.", COMMANDS, argv)
+    code = main("tool", "A tool.", COMMANDS, argv, extra="server")
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -63,6 +73,16 @@ def test_a_defect_is_shown_whole_and_an_interruption_is_not(capsys: pytest.Captu
     code, _, err = run(capsys, "stop")
     assert code == ExitCode.INTERRUPTED
     assert "Traceback" not in err
+
+
+def test_a_library_that_is_not_installed_is_named_with_its_extra(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "need", "--json")
+    assert code == ExitCode.USAGE
+    assert "Traceback" not in err
+    error = json.loads(out)["error"]
+    assert (error["kind"], error["next"]) == ("MissingExtraError", "pip install 'kiridashi[server]'")
+    assert "sqlalchemy" in error["what"]
+    assert run(capsys, "need-ours")[0] == ExitCode.INTERNAL  # a module of our own that is gone is a defect
 
 
 def test_a_wrong_flag_is_a_usage_error() -> None:
