@@ -52,6 +52,7 @@ def test_one_frame(device: Device) -> None:
         assert prediction.values.shape == (len(LABELS),)
         assert prediction.values.sum() == pytest.approx(1)
         assert prediction.label == LABELS[TRUTH[0]]
+        assert prediction.confidence == prediction.values.max()
         assert prediction.index == TRUTH[0]
         assert prediction.labels == model.labels == LABELS
         assert prediction.model_digest == device.manifest.digest == model.active.model_digest
