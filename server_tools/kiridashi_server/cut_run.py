@@ -103,6 +103,9 @@ class Exported(msgspec.Struct, frozen=True):
     loss_max_abs_diff: float
 
 
+_CALM_TAIL = 3.0
+
+
 @dataclass(frozen=True)
 class CutRequest:
     """What a run is asked for.
@@ -133,12 +136,21 @@ class CutRequest:
 
 
 def default_budget(dense: Measurement) -> Budget:
-    """A budget for who names none: 90 % of the dense model's memory, 40 % of its file, 60 % of its p95 latency."""
+    """A budget for who names none: 90 % of the dense model's memory, 40 % of its file, 60 % of its p95 latency.
+
+    Latency is left unlimited when the tail is more than three times the median: such a tail belongs to whatever else
+    uses the machine, and a limit taken from it would be noise (:func:`too_busy`).
+    """
     return Budget(
         memory_bytes=int(0.9 * dense.memory_bytes),
         file_bytes=int(0.4 * dense.file_bytes),
-        latency_p95_ms=0.6 * dense.latency_p95_ms,
+        latency_p95_ms=None if too_busy(dense) else 0.6 * dense.latency_p95_ms,
     )
+
+
+def too_busy(measured: Measurement) -> bool:
+    """Whether a measurement's tail says more about the machine's other work than about the model."""
+    return measured.latency_p95_ms > _CALM_TAIL * measured.latency_p50_ms
 
 
 def no_bar(label: str) -> AbstractContextManager[Callable[[int, int], None]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -183,3 +185,35 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(tmp_path, wo
     assert names in answer["error"]["what"]
     assert answer["error"]["next"]
     assert not (tmp_path / "out").exists()
+
+
+def test_killed_in_the_middle_of_the_delivery_it_leaves_nobody_working(finished, tmp_path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    for name in ("stages/deliver", "device", "server"):
+        shutil.rmtree(out / name)
+    with (tmp_path / "killed.log").open("wb") as log:
+        command = [str(SERVER), "quickstart", "--quick", "--out", str(out)]
+        killed = subprocess.Popen(command, stdout=log, stderr=log, env=environment())
+    with killed_at_the_end(killed):
+        wait_until_killed(killed, lambda: (out / "device" / "lines").is_dir(), 120)
+    left = [int((out / name).read_text()) for name in ("device/agent.pid", "server/broker/broker.pid")]
+    assert is_running(left[1])  # the agent may just have come to its end; the broker never does by itself
+    try:
+        code, report = quickstart(out)
+        assert code == 0, report
+        assert not any(map(is_running, left))
+        assert {row["name"] for row in report["stages"] if not row["reused"]} == {"deliver", "predict"}
+        assert report["measured"]["verdict"] == "within"
+        assert not (out / "server" / "broker" / "broker.pid").exists()
+    finally:
+        for pid in filter(is_running, left):
+            os.kill(pid, signal.SIGKILL)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended; one that nobody has waited for has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -175,7 +175,7 @@ class Bank:
 
     def _load(self, connection: Connection, row: RowMapping) -> Record:
         query = select(record_blobs.c.kind, record_blobs.c.sha256).where(record_blobs.c.record_id == row["id"])
-        digests: dict[str, str] = dict(connection.execute(query).tuples().all())
+        digests = {str(blob.kind): str(blob.sha256) for blob in connection.execute(query)}
         try:
             record = _record(row, {kind: self._blobs.get(digests[kind]) for kind in BLOB_KINDS})
         except (BankDamagedError, KeyError, ValueError) as error:

@@ -134,7 +134,7 @@ def _similar(arguments: argparse.Namespace) -> Outcome:
 def _verify(arguments: argparse.Namespace) -> Outcome:
     with Bank.open(arguments.bank, create=False) as bank:
         found = bank.verify()
-    lines = [f"{found.records} records with {found.blobs} stored arrays"]
+    lines = [f"records: {found.records}, stored arrays: {found.blobs}"]
     lines += [
         f"damaged: {fault.kind} of '{fault.task}' ({fault.record_id[:_SHORT]}): {fault.what}" for fault in found.faults
     ]

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import pwd
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -23,6 +22,7 @@ from kiridashi.errors import MissingExtraError, NetworkError
 from kiridashi_server.fleet.connection import BrokerAddress, ClientFiles
 from kiridashi_server.fleet.keys import private_folder
 from kiridashi_server.fleet.mosquitto import MAX_PACKET_BYTES, MosquittoSettings, write_mosquitto_config
+from kiridashi_server.leftover import stop_leftover
 
 BrokerKind = Literal["mosquitto", "iotcore"]
 LOOPBACK = "127.0.0.1"
@@ -75,10 +75,11 @@ class Broker:
         Raises:
             MissingExtraError: neither is installed.
             NetworkError: it ended or did not accept in time; with the last lines of its log.
+            StateError: the broker that was left behind does not end.
         """
         kind = kind or installed_kind()
         private_folder(folder)
-        _stop_leftover(folder)
+        stop_leftover(folder / "broker.pid", folder)
         attempts = 1 if port else _PORT_ATTEMPTS
         for attempt in range(1, attempts + 1):
             address = BrokerAddress(bind, port or free_port(bind))
@@ -232,31 +233,3 @@ connection_timeout_ms = 60000
 max_payload_size = {MAX_PACKET_BYTES}
 max_inflight_count = 100
 """
-
-
-def _stop_leftover(folder: Path) -> None:
-    """End the broker of an earlier run, known by its pid file and by its command line, which names this folder."""
-    try:
-        pid = int((folder / "broker.pid").read_text())
-    except (OSError, ValueError):
-        return
-    if not _runs_in(folder, pid):
-        return
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while _runs_in(folder, pid):
-        if time.monotonic() > deadline:
-            raise NetworkError(
-                f"a broker of an earlier run (process {pid}) does not end",
-                why=f"it uses the folder {folder}",
-                next_step=f"kill {pid}",
-            )
-        time.sleep(_POLL_S)
-
-
-def _runs_in(folder: Path, pid: int) -> bool:
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return False
-    return f"{folder}/" in command

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -21,10 +21,12 @@ from kiridashi_server.budget.device import agent_command
 from kiridashi_server.fleet.broker import LOOPBACK, free_port
 from kiridashi_server.fleet.connection import BrokerAddress
 from kiridashi_server.fleet.server import PlantServer
+from kiridashi_server.leftover import stop_leftover
 from kiridashi_server.tasks import SplitName, Task
 
 DEVICE = "quickstart-device"
 _AGENT_TIMEOUT_S = 600
+_AGENT_PID = "agent.pid"
 
 
 class DeliveryError(KiridashiError):
@@ -50,12 +52,16 @@ def deliver(
 ) -> Delivered:
     """Start a plant, enrol a device with local samples, publish the bundle and run the agent until it rests.
 
-    Both folders are made anew. The device's samples are the task's ``tune`` and ``holdout`` splits.
+    Both folders are made anew, and what a killed run left working in them is ended. The device's samples are the
+    task's ``tune`` and ``holdout`` splits.
 
     Raises:
         DeliveryError: the agent rejected the model or ended without activating it.
         NetworkError: no broker could be started.
     """
+    server_dir, device_dir = server_dir.absolute(), device_dir.absolute()
+    stop_leftover(device_dir / _AGENT_PID, device_dir)
+    stop_leftover(server_dir / "broker" / "broker.pid", server_dir / "broker")
     for folder in (server_dir, device_dir):
         shutil.rmtree(folder, ignore_errors=True)
     server = PlantServer.init(server_dir, BrokerAddress(LOOPBACK, free_port()))
@@ -67,7 +73,7 @@ def deliver(
             server.publish(bundle, line)
             server.set_desired(line)
             with server.serving():
-                _agent("run", "--once", "--timeout", str(_AGENT_TIMEOUT_S), "--state", str(device_dir))
+                _agent(device_dir, "run", "--once", "--timeout", str(_AGENT_TIMEOUT_S))
             device = server.registry.device(DEVICE)
             if device is None or device.reported is None or line not in device.reported.lines:
                 raise DeliveryError("the device never reported", next_step=f"see {server_dir / 'broker'}")
@@ -90,11 +96,10 @@ def write_local_samples(task: Task, folder: Path) -> None:
 def _enrol(server: PlantServer, line: str, task: Task, device_dir: Path) -> None:
     request_file, ticket_file = device_dir / "request.json", device_dir / "ticket.json"
     device_dir.mkdir(parents=True)
-    state = ("--state", str(device_dir))
-    _agent("enroll", "request", "--device", DEVICE, "-o", str(request_file), *state)
+    _agent(device_dir, "enroll", "request", "--device", DEVICE, "-o", str(request_file))
     request = decode_enrolment(request_file.read_bytes(), EnrolRequest, str(request_file))
     write_atomic(ticket_file, encode_enrolment(server.enrol(request, [line])), mode=0o600)
-    _agent("enroll", "install", str(ticket_file), *state)
+    _agent(device_dir, "enroll", "install", str(ticket_file))
     write_local_samples(task, device_dir / "samples")
     path = device_dir / CONFIG_NAME
     config = load_config(path)
@@ -103,16 +108,22 @@ def _enrol(server: PlantServer, line: str, task: Task, device_dir: Path) -> None
     write_atomic(path, render_config(config).encode(), mode=0o600)
 
 
-def _agent(*arguments: str) -> None:
-    command: Sequence[str] = [agent_command(), *arguments, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_AGENT_TIMEOUT_S + 60, check=False)
-    if done.returncode == 0:
+def _agent(state: Path, *arguments: str) -> None:
+    command = [agent_command(), *arguments, "--state", str(state), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        write_atomic(state / _AGENT_PID, f"{process.pid}\n".encode())
+        try:
+            out, err = process.communicate(timeout=_AGENT_TIMEOUT_S + 60)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode == 0:
         return
     try:
-        error = json.loads(done.stdout)["error"]
+        error = json.loads(out)["error"]
     except (ValueError, KeyError, TypeError):
-        last = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise DeliveryError(f"kiridashi-agent {arguments[0]} ended with code {done.returncode}", why=last) from None
+        last = "\n".join(err.strip().splitlines()[-5:])
+        raise DeliveryError(f"kiridashi-agent {arguments[0]} ended with code {process.returncode}", why=last) from None
     raise DeliveryError(error["what"], why=error["why"], next_step=error["next"])
 
 

@@ -18,7 +18,7 @@ from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.learning import learn_record
 from kiridashi_server.bank.record import Record
 from kiridashi_server.bank.store import Bank
-from kiridashi_server.cut_run import CutRequest, CutRun
+from kiridashi_server.cut_run import CutRequest, CutRun, too_busy
 from kiridashi_server.export.artifacts import ALL_KINDS
 from kiridashi_server.pipeline import Release
 from kiridashi_server.quickstart.comparison import METHODS, Compared, Comparison
@@ -98,7 +98,10 @@ def _check(settings: Settings) -> None:
             f"there is no shipped task '{unknown[0]}'", next_step=f"choose one of: {', '.join(sorted(known))}"
         )
     if settings.task in settings.bank:
-        raise InputError(f"the task '{settings.task}' cannot be both held out and in the bank")
+        raise InputError(
+            f"the task '{settings.task}' cannot be both held out and in the bank",
+            next_step="hold another task out with --task, or leave --quick away",
+        )
 
 
 class _Quickstart:
@@ -117,6 +120,8 @@ class _Quickstart:
         tell = self._narrator.fact
         tell(cut.composed.explanation)
         tell(f"the dense model needs {cut.dense.latency_p95_ms:.2f} ms (p95) here; the budget is {cut.budget}")
+        if too_busy(cut.dense) and self._settings.budget is None:
+            tell("this machine is too busy to judge a tail: the default budget leaves latency unlimited")
         planned = cut.planned
         tell(f"{planned.parameters / 1e6:.2f} M parameters stay; the binding limit is {planned.binding}")
         cut.exported  # noqa: B018 - runs the stages up to the bundle

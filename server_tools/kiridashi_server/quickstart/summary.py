@@ -10,7 +10,7 @@ from kiridashi.budget import Measurement, judge
 from kiridashi.messages import LineState
 
 from kiridashi_server.bank.record import Record
-from kiridashi_server.cut_run import CutRun
+from kiridashi_server.cut_run import CutRun, too_busy
 from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.quickstart.comparison import OWN, Compared
 from kiridashi_server.quickstart.delivery import Delivered
@@ -186,6 +186,11 @@ def _notes(found: Findings) -> list[str]:
         notes.append(
             "The one-shot cut is the uniform bank's cut: similarity decided that the bank may be used, and its weights "
             "are equal, because tilting them has not yet shown that it helps."
+        )
+    if too_busy(found.cut.dense):
+        notes.append(
+            "Other work disturbed the measurements: the dense model's p95 is more than three times its median. "
+            "Latencies of this run say little about the models; run it again on a quiet machine."
         )
     styles = sorted({source.partition("/")[0] for source in found.task.split("test").sources})
     notes.append(f"The test images are in the style {', '.join(styles)}, which neither the bank nor the cut saw.")

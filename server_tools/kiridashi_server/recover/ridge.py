@@ -35,7 +35,7 @@ class RidgeHead:
         """The head as a module, ready to be trained."""
         classes, width = self.weight.shape
         # The usual constructor would draw from torch's global generator.
-        head = nn.utils.skip_init(nn.Linear, width, classes)
+        head: nn.Linear = nn.utils.skip_init(nn.Linear, width, classes)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             head.weight.copy_(torch.from_numpy(self.weight))
             head.bias.copy_(torch.from_numpy(self.bias))

@@ -50,8 +50,7 @@ def test_votes_that_do_not_match_are_refused():
 
 def _evidence(verdict, records, weights):
     items = tuple(
-        EvidenceItem(record.id, record.task, 0.0, weight, "")
-        for record, weight in zip(records, weights, strict=True)
+        EvidenceItem(record.id, record.task, 0.0, weight, "") for record, weight in zip(records, weights, strict=True)
     )
     return Evidence(items, verdict, "the reason", "uniform", None)
 

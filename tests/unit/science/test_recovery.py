@@ -94,7 +94,7 @@ def test_every_planner_meets_the_size_and_depends_on_its_seed_only(backbone, nam
     costs = CostModel.from_tracking(backbone.tracking)
     plans = [PLANNERS[name](backbone, Target(FEW, CLASSES, 0.5, seed)) for seed in (0, 0)]
     assert plans[0] == plans[1]
-    assert 0.35 < costs.parameters(plans[0].counts) / costs.parameters({}) <= 0.5
+    assert 0.3 < costs.parameters(plans[0].counts) / costs.parameters({}) <= 0.5
 
 
 def test_l1_keeps_the_strongest_filters(backbone):
