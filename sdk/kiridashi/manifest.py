@@ -97,10 +97,11 @@ class Preprocessing(msgspec.Struct, frozen=True):
 class TrainSpec(msgspec.Struct, frozen=True):
     """How the device tunes: closed-form head first, then iterations of the train-step graph.
 
-    The graph's inputs are ``x`` [batch, 3, H, W] float32 (preprocessed), ``y`` [batch, classes] float32
-    one-hot, ``lr`` [] float32, then every name of ``parameters`` and ``momentum.<name>`` for each; outputs are
-    ``loss`` [] and ``new.<name>`` / ``new.momentum.<name>``. ``state`` is an npz with the initial parameters.
-    The ONNX inference artifact has a second output ``features`` [N, D] for the closed-form head.
+    The graph's inputs are ``x`` [batch, 3, H, W] float32 (preprocessed), ``y`` [batch, classes] float32 (one-hot times
+    the sample's weight), ``lr`` [] float32, then every name of ``parameters`` and ``momentum.<name>`` for each. Its
+    outputs are ``loss`` [], ``gradient_norm`` [] (before clipping), ``new.<name>`` and ``new.momentum.<name>``.
+    ``state`` is an npz with the initial parameters. The ONNX inference artifact has a second output ``features`` [N, D]
+    for the closed-form head.
     """
 
     graph: str

@@ -165,7 +165,7 @@ def check_tuned(folder: Path, artifact: str, parent: str, digest: str, public_ke
 
 def _create_key(folder: Path) -> None:
     """Write a new key beside its place and link it there: of two processes at once, one wins and both use its key."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True)  # open: line applications of other accounts read the public key
     key = Ed25519PrivateKey.generate()
     draft = folder / f".{_PRIVATE}.{secrets.token_hex(8)}"
     write_atomic(draft, key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()), mode=0o600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ _POLL_S = 0.02
 
 
 def stop_leftover(pid_file: Path, folder: Path) -> None:
-    """End the process of an earlier run, if it is still there.
+    """End the process of an earlier run, if it is still there: politely, then by force.
 
     Args:
         pid_file: holds its process id; a file that is missing or holds anything else means that there is none.
@@ -29,16 +30,17 @@ def stop_leftover(pid_file: Path, folder: Path) -> None:
         return
     if not _runs_in(folder, pid):
         return
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_TIMEOUT_S
-    while _runs_in(folder, pid):
-        if time.monotonic() > deadline:
-            raise StateError(
-                f"a process of an earlier run ({pid}) does not end",
-                why=f"it uses the folder {folder}",
-                next_step=f"kill {pid}",
-            )
-        time.sleep(_POLL_S)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if not _runs_in(folder, pid):
+                return
+            time.sleep(_POLL_S)
+    raise StateError(
+        f"a process of an earlier run ({pid}) does not end", why=f"it uses the folder {folder}", next_step=f"kill {pid}"
+    )
 
 
 def _runs_in(folder: Path, pid: int) -> bool:

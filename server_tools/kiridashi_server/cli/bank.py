@@ -13,10 +13,10 @@ from kiridashi.errors import ExitCode
 
 from kiridashi_server.bank.record import Record
 from kiridashi_server.bank.store import Bank
+from kiridashi_server.cli.task_source import TASK_HELP, read_task
 
 if TYPE_CHECKING:  # torch takes seconds to import: only the commands that need it pay
     from kiridashi_server.backbone import Backbone
-    from kiridashi_server.tasks import Task
 
 _SHORT = 12
 
@@ -43,16 +43,14 @@ def _configure_learn(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="TASK",
-        help="a folder, a packed file or a shipped task's name",
+        help=TASK_HELP,
     )
     parser.add_argument("--iterations", type=int, default=40, metavar="N", help="score-learning steps per task")
     _configure_model(parser)
 
 
 def _configure_similar(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--task", required=True, metavar="TASK", help="a folder, a packed file or a shipped task's name"
-    )
+    parser.add_argument("--task", required=True, metavar="TASK", help=TASK_HELP)
     parser.add_argument("--per-class", type=int, default=8, metavar="N", help="labelled samples to look at, per class")
     parser.add_argument("--measure", default="loo-leep", metavar="NAME", help="similarity measure")
     _configure_model(parser)
@@ -64,7 +62,9 @@ def _learn(arguments: argparse.Namespace) -> Outcome:
     from kiridashi_server.quickstart.narrator import Narrator
 
     settings = ScoreSettings(iterations=arguments.iterations)
-    tasks = [_load_task(name, arguments) for name in arguments.task]  # all are read before anything is learnt
+    tasks = [
+        read_task(name, arguments.image_size, arguments.seed) for name in arguments.task
+    ]  # all are read before anything is learnt
     backbone = _load_backbone(arguments)
     narrator = Narrator()
     learnt = []
@@ -112,7 +112,7 @@ def _similar(arguments: argparse.Namespace) -> Outcome:
     from kiridashi_server.similarity.measure import find_measure
 
     measure = find_measure(arguments.measure)
-    task = _load_task(arguments.task, arguments)
+    task = read_task(arguments.task, arguments.image_size, arguments.seed)
     samples = task.split("train").few_shot(arguments.per_class, arguments.seed)
     with Bank.open(arguments.bank, create=False) as bank:
         records = bank.list()
@@ -175,20 +175,12 @@ def _recipe(record: Record) -> tuple[str, int, str]:
     return provenance.task_digest, provenance.seed, repr(sorted(provenance.settings.items()))
 
 
-def _load_task(name: str, arguments: argparse.Namespace) -> Task:
-    from kiridashi_server.tasks import load_packed, load_shipped, load_task
-
-    path = Path(name)
-    if path.is_dir():
-        return load_task(path, arguments.image_size, arguments.seed)
-    if path.is_file():
-        return load_packed(path)
-    return load_shipped(name, arguments.image_size, arguments.seed)
-
-
 def _load_backbone(arguments: argparse.Namespace) -> Backbone:
+    import torch
+
     from kiridashi_server.backbone import Backbone
 
+    torch.set_num_threads(1)  # the same numbers on every machine, and no spinning on a busy one
     return Backbone.load(arguments.backbone, image_size=arguments.image_size)
 
 

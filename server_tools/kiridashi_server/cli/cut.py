@@ -12,6 +12,8 @@ from kiridashi.command import Command, Outcome
 from kiridashi.errors import InputError
 from kiridashi.messages import check_name
 
+from kiridashi_server.cli.task_source import TASK_HELP, read_task
+
 if TYPE_CHECKING:
     from kiridashi_server.budget.profile import Profile
     from kiridashi_server.cut_run import CutRun
@@ -19,11 +21,16 @@ if TYPE_CHECKING:
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--task", required=True, metavar="DIR", help="a folder of class folders, or a shipped task's name"
-    )
+    parser.add_argument("--task", required=True, metavar="TASK", help=TASK_HELP)
     parser.add_argument("--line", required=True, metavar="NAME", help="the line that the bundle is for")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="work folder; gets bundle/")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="work folder; the bundle is stages/export/bundle in it",
+    )
     parser.add_argument(
         "--bank", type=Path, default=Path("bank"), metavar="DIR", help="the score bank (default: ./bank)"
     )
@@ -56,7 +63,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     from kiridashi_server.stages import Workspace
 
     torch.set_num_threads(1)  # the same numbers on every machine, and no spinning on a busy one
-    task = _load_task(arguments.task, arguments.image_size, arguments.seed)
+    task = read_task(arguments.task, arguments.image_size, arguments.seed)
     narrator = Narrator()
     with Bank.open(arguments.bank, create=False) as bank:
         request = CutRequest(
@@ -98,14 +105,6 @@ def _outcome(run: CutRun) -> Outcome:
         f"next: kiridashi publish {run.bundle} --line {run.request.release.line}"
     )
     return Outcome(data, text)
-
-
-def _load_task(name: str, image_size: int, seed: int) -> Task:
-    from kiridashi_server.tasks import load_shipped, load_task, shipped_names
-
-    if not Path(name).exists() and name in shipped_names():
-        return load_shipped(name, image_size, seed)
-    return load_task(name, image_size, seed)
 
 
 def _samples(task: Task, per_class: int, seed: int) -> Samples:

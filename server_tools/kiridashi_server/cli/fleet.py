@@ -51,7 +51,7 @@ def _init(arguments: argparse.Namespace) -> Outcome:
 
 
 def _configure_enroll(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("request", type=Path, help="the file that 'kiridashi-agent enroll' wrote on the device")
+    parser.add_argument("request", type=Path, help="the file that 'kiridashi-agent enroll request' wrote on the device")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="TICKET", help="where the ticket goes")
     parser.add_argument("--lines", required=True, metavar="A,B", help="the lines that the device serves")
     parser.add_argument("--replace", action="store_true", help="the device of this name is gone: take its place")
@@ -66,7 +66,7 @@ def _enroll(arguments: argparse.Namespace) -> Outcome:
         raise InputError(
             f"the request {arguments.request} cannot be read",
             why=str(error),
-            next_step="run 'kiridashi-agent enroll' on the device and bring its request here",
+            next_step="run 'kiridashi-agent enroll request' on the device and bring its request here",
         ) from error
     request = decode_enrolment(data, EnrolRequest, str(arguments.request))
     with opened_server(arguments) as server:

@@ -21,7 +21,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> Outcome:
-    devices = arguments.devices.split(",") if arguments.devices else None
+    devices = [name.strip() for name in arguments.devices.split(",")] if arguments.devices else None
     with opened_server(arguments) as server:
         release = server.publish(arguments.bundle, arguments.line)
         told = 0

@@ -162,7 +162,7 @@ def read_device_request(csr_pem: bytes, device: str) -> x509.CertificateSigningR
     Raises:
         InputError: any of them is wrong.
     """
-    again = f"run 'kiridashi-agent enroll' on device '{device}' again"
+    again = f"run 'kiridashi-agent enroll request' on device '{device}' again"
     try:
         request = x509.load_pem_x509_csr(csr_pem)
         key = request.public_key()

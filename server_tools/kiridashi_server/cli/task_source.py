@@ -1,0 +1,27 @@
+"""A task named on the command line: a folder, a packed file, or one that comes with Kiridashi."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kiridashi_server.tasks import Task
+
+TASK_HELP = "a folder of class folders, a packed file, or a shipped task's name"
+
+
+def read_task(name: str, image_size: int, seed: int) -> Task:
+    """Load the task; what exists as a folder or file wins over a shipped name.
+
+    Raises:
+        TaskError: nothing of that name, or it cannot be used.
+    """
+    from kiridashi_server.tasks import load_packed, load_shipped, load_task
+
+    path = Path(name)
+    if path.is_dir():
+        return load_task(path, image_size, seed)
+    if path.is_file():
+        return load_packed(path)
+    return load_shipped(name, image_size, seed)
