@@ -12,7 +12,6 @@ from kiridashi.errors import BudgetError
 
 MIB = 1024 * 1024
 _SIZE_UNITS = {
-    "": 1,
     "b": 1,
     "kib": 1024,
     "mib": MIB,
