@@ -169,6 +169,7 @@ class Actions:
             samples=str(section.samples),
             device=self._config.device.id,
             threads=section.threads,
+            max_recall_drop=section.max_recall_drop,
         )
         try:
             outcome = self._jobs.tune(request, self._limits)

@@ -42,12 +42,14 @@ class LineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[lines.NAME]``: how one line's model runs here.
 
     ``samples`` is a folder of labelled samples; without it, or with ``tune = false``, nothing is tuned.
+    ``max_recall_drop`` is the share of its recall that no class may lose by tuning; 1 lets accuracy alone decide.
     """
 
     samples: Path | None = None
     runtime: Literal["auto", "onnxruntime", "litert"] = "auto"
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     tune: bool = True
+    max_recall_drop: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
 
 
 class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -123,8 +123,9 @@ def tflite_float16(source: Path, target: Path) -> None:
     Raises:
         ExportError: the quantiser refuses the file.
     """
-    from ai_edge_quantizer import qtyping, recipe_manager
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    with quiet_libraries():  # importing it configures logging for the whole process
+        from ai_edge_quantizer import qtyping, recipe_manager
+        from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
     operators = qtyping.TFLOperationName
     recipe = recipe_manager.RecipeManager()
@@ -150,8 +151,9 @@ def quantise_tflite(source: Path, target: Path, calibration: Calibration) -> Non
     Raises:
         ExportError: the quantiser refuses the file.
     """
-    from ai_edge_quantizer import qtyping, recipe_manager
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    with quiet_libraries():  # importing it configures logging for the whole process
+        from ai_edge_quantizer import qtyping, recipe_manager
+        from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
     operators = qtyping.TFLOperationName
     recipe = recipe_manager.RecipeManager()

@@ -27,6 +27,7 @@ def quiet_libraries() -> Iterator[None]:
         warnings.simplefilter("ignore")
         for name in _LOGGERS:
             stack.enter_context(_at_least_error(logging.getLogger(name)))
+        stack.enter_context(_root_logger_kept())
         stack.enter_context(_native_stderr_dropped())
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
@@ -41,6 +42,18 @@ def _at_least_error(logger: logging.Logger) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """Some libraries configure logging for the whole process when they are imported; that is undone."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from kiridashi_server.bank.record import Record
 from kiridashi_server.cut_run import CutRun, too_busy
 from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.quickstart.comparison import OWN, Compared
-from kiridashi_server.quickstart.delivery import Delivered
+from kiridashi_server.quickstart.delivery import RECALL_POLICY, Delivered
 from kiridashi_server.quickstart.prediction import Predicted
 from kiridashi_server.report.schema import (
     ArtifactEntry,
@@ -192,6 +192,10 @@ def _notes(found: Findings) -> list[str]:
             "Other work disturbed the measurements: the dense model's p95 is more than three times its median. "
             "Latencies of this run say little about the models; run it again on a quiet machine."
         )
+    notes.append(
+        f"Local tuning was judged with max_recall_drop = {RECALL_POLICY:g}: accuracy on the hold-out alone decides. "
+        "A device's default is 0.1."
+    )
     styles = sorted({source.partition("/")[0] for source in found.task.split("test").sources})
     notes.append(f"The test images are in the style {', '.join(styles)}, which neither the bank nor the cut saw.")
     return notes

@@ -82,3 +82,13 @@ def test_rendering_and_reading_give_the_same(tmp_path) -> None:
         limits=LimitsSection(request_timeout_s=3.5),
     )
     assert load_config(write(tmp_path, render_config(config))) == config
+
+
+def test_the_recall_policy_of_a_line_is_a_share(tmp_path) -> None:
+    path = tmp_path / "config.toml"
+    head = '[device]\nid = "cell-7"\n[broker]\nhost = "127.0.0.1"\n[lines.press-3]\n'
+    path.write_text(head + "max_recall_drop = 0.25\n")
+    assert load_config(path).lines["press-3"].max_recall_drop == 0.25
+    path.write_text(head + "max_recall_drop = 25\n")
+    with pytest.raises(InputError, match="cannot be used"):
+        load_config(path)

@@ -31,3 +31,12 @@ def test_errors_pass(capfd: pytest.CaptureFixture[str]) -> None:
         raise RuntimeError("reason")
     os.write(2, b"heard\n")
     assert capfd.readouterr().err == "heard\n"
+
+
+def test_what_a_library_does_to_the_root_logger_is_undone() -> None:
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    with quiet_libraries():
+        root.addHandler(logging.StreamHandler())
+        root.setLevel(logging.INFO)
+    assert (root.level, root.handlers) == (level, handlers)

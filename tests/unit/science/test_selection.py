@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from kiridashi.errors import BudgetError, InputError
-from kiridashi_server.compose.selection import ladder_for, select
+from kiridashi_server.compose.ladder import build_ladder
+from kiridashi_server.compose.selection import select, steps_for
 from kiridashi_server.graph.cost import CostModel
 
 
@@ -19,7 +20,7 @@ def test_the_largest_cut_within_the_share(backbone, scores, share):
     plan = select(scores, backbone.layout, costs, share, multiple=4)
     limit = share * costs.parameters({})
     assert costs.parameters(plan.counts) <= limit
-    ladder = ladder_for(scores, backbone.layout, costs, multiple=4)
+    ladder = build_ladder(scores, steps_for(scores, backbone.layout, 4))
     steps = next(n for n in range(len(ladder) + 1) if ladder.widths(n) == plan.counts)
     assert costs.parameters(ladder.widths(steps - 1)) > limit
     assert all(count % 4 == 0 for count in plan.counts.values())
