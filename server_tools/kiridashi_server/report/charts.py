@@ -66,7 +66,7 @@ def accuracy_against_size(results: Sequence[ResultEntry]) -> str:
         axes.set_xlabel("parameters kept (million)")
         axes.set_ylabel("accuracy on the line's test images (%)")
         axes.grid(axis="y", color=MUTED, alpha=0.25)
-        axes.legend(frameon=False, loc="best")
+        figure.legend(frameon=False, loc="outside lower center", ncols=len(methods))
         return _svg(figure, "Accuracy against size, by method")
 
 
