@@ -12,7 +12,7 @@ The names below are loaded on first use, because torch takes seconds to import::
     costs = ks.CostModel.from_tracking(backbone.tracking)
     solution = ks.plan_cut(backbone.layout, costs, mix.scores, budget, profile)
     small = ks.recover_cut(backbone, solution.plan, samples, classes=len(task.labels), seed=0)
-    ks.export_bundle(small.model, backbone, solution.plan, images, release, budget, folder)
+    ks.export_bundle(small.model, backbone, solution.plan, images, spec, folder)
 """
 
 from __future__ import annotations

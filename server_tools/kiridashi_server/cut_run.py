@@ -25,6 +25,7 @@ from kiridashi_server.export.artifacts import ALL_KINDS, ExportSettings
 from kiridashi_server.graph.cut import load_cut, save_cut
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.pipeline import (
+    BundleSpec,
     Release,
     compose_scores,
     export_bundle,
@@ -32,19 +33,12 @@ from kiridashi_server.pipeline import (
     profile_backbone,
 )
 from kiridashi_server.recover.iterations import RecoverSettings, recover_cut
+from kiridashi_server.report.schema import ArtifactEntry, EvidenceEntry
 from kiridashi_server.stages import Workspace
 from kiridashi_server.tasks import Samples
 
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 """A progress bar: ``with bar("cutting") as advance: advance(done, total)``."""
-
-
-class EvidenceItem(msgspec.Struct, frozen=True):
-    """How one past task bears on the new one; weights sum to one with the task's own."""
-
-    task: str
-    similarity: float
-    weight: float
 
 
 class Composed(msgspec.Struct, frozen=True):
@@ -53,7 +47,7 @@ class Composed(msgspec.Struct, frozen=True):
     measure: str
     verdict: str
     explanation: str
-    evidence: tuple[EvidenceItem, ...]
+    evidence: tuple[EvidenceEntry, ...]
     scores: dict[str, list[float]]
 
     def score_map(self) -> ScoreMap:
@@ -83,21 +77,10 @@ class CutResult(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class ExportedFile(msgspec.Struct, frozen=True):
-    """One file of the bundle; parity is ``None`` for files that are not inference models."""
-
-    kind: str
-    name: str
-    bytes: int
-    sha256: str
-    max_abs_diff: float | None
-    top1_agreement: float | None
-
-
 class Exported(msgspec.Struct, frozen=True):
     """The bundle's files, what was left out and why, and how the train step agrees with torch."""
 
-    files: tuple[ExportedFile, ...]
+    files: tuple[ArtifactEntry, ...]
     dropped: tuple[str, ...]
     gradient_max_rel: float
     loss_max_abs_diff: float
@@ -183,7 +166,7 @@ class CutRun:
                 request.backbone, request.records, request.samples, len(request.release.labels), request.seed
             )
             items = tuple(
-                EvidenceItem(item.task, item.similarity, composition.weights.get(item.record_id, 0.0))
+                EvidenceEntry(item.task, item.similarity, composition.weights.get(item.record_id, 0.0))
                 for item in evidence.items
             )
             return Composed(
@@ -288,19 +271,15 @@ class CutRun:
         model = self.model()
 
         def work(folder: Path) -> Exported:
-            done = export_bundle(
-                model,
-                request.backbone,
-                self.plan,
-                request.calibration.images,
+            spec = BundleSpec(
                 request.release,
                 self.budget,
-                folder,
                 explanation=self.composed.explanation,
                 settings=ExportSettings(kinds=request.kinds),
             )
+            done = export_bundle(model, request.backbone, self.plan, request.calibration.images, spec, folder)
             files = tuple(
-                ExportedFile(
+                ArtifactEntry(
                     kind=one.kind,
                     name=one.name,
                     bytes=one.bytes,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -87,6 +87,25 @@ class TuneSettings(msgspec.Struct, frozen=True):
     iterations: int = 30
     learning_rate: float = 0.005
     head_ridge: float = 1.0
+
+
+@dataclass(frozen=True)
+class BundleSpec:
+    """What a bundle is to be, besides its model.
+
+    Attributes:
+        release: line, version, task and labels.
+        budget: goes into the manifest; the device judges by it.
+        explanation: why this mask, in words.
+        tune: local tuning.
+        settings: which artifacts, and what is good enough.
+    """
+
+    release: Release
+    budget: Budget
+    explanation: str = ""
+    tune: TuneSettings = field(default_factory=TuneSettings)
+    settings: ExportSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -203,13 +222,8 @@ def export_bundle(
     backbone: Backbone,
     plan: Plan,
     calibration: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
-    release: Release,
-    budget: Budget,
+    spec: BundleSpec,
     folder: Path,
-    *,
-    explanation: str = "",
-    tune: TuneSettings | None = None,
-    settings: ExportSettings | None = None,
 ) -> Exported:
     """Fold, export every artifact and the train step, and write the bundle to ``folder / "bundle"``.
 
@@ -218,61 +232,70 @@ def export_bundle(
         backbone: what it was cut from.
         plan: how.
         calibration: uint8 [n, H, W, 3]: for parity, int8 ranges and the probe.
-        release: line, version, task and labels.
-        budget: goes into the manifest; the device judges by it.
+        spec: what the manifest says besides, and what is exported.
         folder: work folder; files that are not in the bundle stay beside it.
-        explanation: why this mask, in words.
-        tune: local tuning.
-        settings: which artifacts.
 
     Raises:
         ExportError: an artifact differs from the model.
     """
     folded = Classifier(fold_batch_norm(model.features), model.head).eval()
-    tune = tune or TuneSettings()
     names = bias_head_parameters(folded)
     tunable = {name: value.detach().numpy().copy() for name, value in folded.named_parameters() if name in names}
-    _, height, width = backbone.input_size
-    preprocessing = Preprocessing(height, width, _three(backbone.mean), _three(backbone.std))
     example = torch.zeros(1, *backbone.input_size)
-    result = export_artifacts(folded, example, calibration, preprocessing, tunable, folder / "artifacts", settings)
+    preprocessing = _preprocessing(backbone)
+    result = export_artifacts(folded, example, calibration, preprocessing, tunable, folder / "artifacts", spec.settings)
     graph, state = folder / "train-step.onnx", folder / "train-state.npz"
-    report = export_train_step(folded, backbone.input_size, names, tune.batch, graph, state)
+    report = export_train_step(folded, backbone.input_size, names, spec.tune.batch, graph, state)
+    training = (
+        BundleFile(graph, describe_file(graph, "train-step")),
+        BundleFile(state, describe_file(state, "train-state")),
+    )
+    train = _train_spec(spec.tune, names, graph.name, state.name)
+    draft = _draft(backbone, plan, spec, train)
+    manifest = write_bundle(folder / "bundle", draft, (*result.files, *training), result.probe)
+    return Exported(manifest, result, report)
+
+
+def _draft(backbone: Backbone, plan: Plan, spec: BundleSpec, train: TrainSpec) -> Manifest:
+    """The manifest, still without artifacts."""
     costs = CostModel.from_tracking(backbone.tracking)
-    weight, bias = HEAD_PARAMETERS
-    draft = Manifest(
-        line=release.line,
-        version=release.version,
-        task=release.task,
-        labels=release.labels,
+    return Manifest(
+        line=spec.release.line,
+        version=spec.release.version,
+        task=spec.release.task,
+        labels=spec.release.labels,
         backbone=backbone.name,
         backbone_fingerprint=backbone.fingerprint,
         layout_digest=backbone.layout.digest,
         plan_digest=hashlib.sha256(plan.to_json().encode()).hexdigest(),
         parameters_dense=costs.parameters({}),
         parameters_kept=costs.parameters(plan.counts),
-        preprocessing=preprocessing,
-        budget=budget,
+        preprocessing=_preprocessing(backbone),
+        budget=spec.budget,
         artifacts=(),
-        train=TrainSpec(
-            graph=graph.name,
-            state=state.name,
-            parameters=names,
-            batch=tune.batch,
-            iterations=tune.iterations,
-            learning_rate=tune.learning_rate,
-            head_weight=weight,
-            head_bias=bias,
-            head_ridge=tune.head_ridge,
-        ),
-        explanation=explanation,
+        train=train,
+        explanation=spec.explanation,
     )
-    training = (
-        BundleFile(graph, describe_file(graph, "train-step")),
-        BundleFile(state, describe_file(state, "train-state")),
+
+
+def _train_spec(tune: TuneSettings, names: tuple[str, ...], graph: str, state: str) -> TrainSpec:
+    weight, bias = HEAD_PARAMETERS
+    return TrainSpec(
+        graph=graph,
+        state=state,
+        parameters=names,
+        batch=tune.batch,
+        iterations=tune.iterations,
+        learning_rate=tune.learning_rate,
+        head_weight=weight,
+        head_bias=bias,
+        head_ridge=tune.head_ridge,
     )
-    manifest = write_bundle(folder / "bundle", draft, (*result.files, *training), result.probe)
-    return Exported(manifest, result, report)
+
+
+def _preprocessing(backbone: Backbone) -> Preprocessing:
+    _, height, width = backbone.input_size
+    return Preprocessing(height, width, _three(backbone.mean), _three(backbone.std))
 
 
 def _measure_one(measure: Measure, file: Path) -> Measurement:

@@ -27,7 +27,8 @@ from kiridashi_server.quickstart.narrator import Narrator
 from kiridashi_server.quickstart.prediction import Predicted, predict
 from kiridashi_server.quickstart.summary import Findings, build_report
 from kiridashi_server.recover.iterations import RecoverSettings
-from kiridashi_server.report import Report, write_page
+from kiridashi_server.report.page import write_page
+from kiridashi_server.report.schema import Report
 from kiridashi_server.stages import Workspace
 from kiridashi_server.tasks import Task, load_shipped, shipped_names
 

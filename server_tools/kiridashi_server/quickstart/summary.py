@@ -16,12 +16,10 @@ from kiridashi_server.quickstart.comparison import OWN, Compared
 from kiridashi_server.quickstart.delivery import RECALL_POLICY, Delivered
 from kiridashi_server.quickstart.prediction import Predicted
 from kiridashi_server.report.schema import (
-    ArtifactEntry,
     BackboneEntry,
     BankEntry,
     DeliveryEntry,
     DeviceEntry,
-    EvidenceEntry,
     MeasuredEntry,
     PlanEntry,
     Report,
@@ -69,13 +67,10 @@ def build_report(found: Findings) -> Report:
         measure=composed.measure,
         verdict=composed.verdict,
         explanation=tuple(composed.explanation.split("; ")),
-        evidence=tuple(EvidenceEntry(item.task, item.similarity, item.weight) for item in composed.evidence),
+        evidence=composed.evidence,
         plan=_plan_entry(cut, costs),
         results=tuple(_result_entries(found.compared, found.task.split("test"), dense_parameters, found.seed)),
-        artifacts=tuple(
-            ArtifactEntry(one.kind, one.name, one.bytes, one.sha256, one.max_abs_diff, one.top1_agreement)
-            for one in cut.exported.files
-        ),
+        artifacts=cut.exported.files,
         dropped=cut.exported.dropped,
         budget=cut.budget,
         measured=_measured_entry(found),

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from kiridashi.budget import Budget, Measurement
-from kiridashi_server.report import Report, write_page
+from kiridashi_server.report.page import write_page
 from kiridashi_server.report.schema import (
     ArtifactEntry,
     BackboneEntry,
@@ -18,6 +18,7 @@ from kiridashi_server.report.schema import (
     MeasuredEntry,
     PlanEntry,
     PredictionEntry,
+    Report,
     ResultEntry,
     StageEntry,
     TuneEntry,
