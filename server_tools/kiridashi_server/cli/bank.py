@@ -59,7 +59,7 @@ def _configure_similar(parser: argparse.ArgumentParser) -> None:
 def _learn(arguments: argparse.Namespace) -> Outcome:
     from kiridashi_server.amp.learning import ScoreSettings
     from kiridashi_server.bank.learning import learn_record
-    from kiridashi_server.quickstart.narrator import Narrator
+    from kiridashi_server.narrator import Narrator
 
     settings = ScoreSettings(iterations=arguments.iterations)
     tasks = [

@@ -57,14 +57,14 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     from kiridashi_server.backbone import Backbone
     from kiridashi_server.bank.store import Bank
     from kiridashi_server.cut_run import CutRequest, CutRun
+    from kiridashi_server.narrator import Narrator
     from kiridashi_server.pipeline import Release
-    from kiridashi_server.quickstart.narrator import Narrator
     from kiridashi_server.recover.iterations import RecoverSettings
     from kiridashi_server.stages import Workspace
 
     torch.set_num_threads(1)  # the same numbers on every machine, and no spinning on a busy one
     task = read_task(arguments.task, arguments.image_size, arguments.seed)
-    narrator = Narrator()
+    narrator = Narrator(("evidence", "profile", "plan", "cut", "export"))
     with Bank.open(arguments.bank, create=False) as bank:
         request = CutRequest(
             backbone=Backbone.load(arguments.backbone, image_size=arguments.image_size),

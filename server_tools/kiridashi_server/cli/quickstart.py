@@ -21,7 +21,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> Outcome:
-    from kiridashi_server.quickstart.narrator import Narrator  # torch takes seconds to import: only this command pays
+    from kiridashi_server.narrator import Narrator  # torch takes seconds to import: only this command pays
     from kiridashi_server.quickstart.run import QUICK, Settings, run_quickstart
 
     settings = QUICK if arguments.quick else Settings()

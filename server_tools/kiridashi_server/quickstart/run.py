@@ -20,10 +20,10 @@ from kiridashi_server.bank.record import Record
 from kiridashi_server.bank.store import Bank
 from kiridashi_server.cut_run import CutRequest, CutRun, too_busy
 from kiridashi_server.export.artifacts import ALL_KINDS
+from kiridashi_server.narrator import Narrator
 from kiridashi_server.pipeline import Release
 from kiridashi_server.quickstart.comparison import METHODS, Compared, Comparison
 from kiridashi_server.quickstart.delivery import Delivered, deliver
-from kiridashi_server.quickstart.narrator import Narrator
 from kiridashi_server.quickstart.prediction import Predicted, predict
 from kiridashi_server.quickstart.summary import Findings, build_report
 from kiridashi_server.recover.iterations import RecoverSettings

@@ -1,8 +1,8 @@
-"""What the quickstart says while it works: a heading a stage, a progress bar for everything long, on standard error."""
+"""What a long run says while it works: a heading a stage, a progress bar for everything long, on standard error."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -25,9 +25,14 @@ TITLES = {
 
 
 class Narrator:
-    """Prints headings, facts and bars. Bars appear only on a terminal; headings and facts always."""
+    """Prints headings, facts and bars. Bars appear only on a terminal; headings and facts always.
 
-    def __init__(self) -> None:
+    Args:
+        stages: which of :data:`TITLES` the run has, in order.
+    """
+
+    def __init__(self, stages: Sequence[str] = tuple(TITLES)) -> None:
+        self._stages = tuple(stages)
         self._console = Console(stderr=True, highlight=False)
         self._seen: set[str] = set()
 
@@ -36,8 +41,8 @@ class Narrator:
         head, _, detail = name.partition("-")
         if head not in self._seen:
             self._seen.add(head)
-            number = list(TITLES).index(head) + 1
-            self._console.print(f"[bold]{number:>2}/{len(TITLES)} {TITLES[head]}[/bold]")
+            number = self._stages.index(head) + 1
+            self._console.print(f"[bold]{number:>2}/{len(self._stages)} {TITLES[head]}[/bold]")
         if detail or reused:
             self.fact(f"{detail}{' ' if detail and reused else ''}{'(reused from an earlier run)' if reused else ''}")
 
