@@ -74,7 +74,8 @@ class Measurement(msgspec.Struct, frozen=True):
     """What one model file was measured to need, in a fresh process of its own.
 
     ``memory_bytes`` is the process's peak resident set, runtime and interpreter included; latencies are
-    wall times of single predictions after warm-up. ``memory_limit`` says how a limit was enforced:
+    wall times of single predictions after warm-up; where other work disturbed them, ``notes`` says so and they are those
+    of the quietest tenth of the runs. ``memory_limit`` says how a limit was enforced:
     ``"cgroup"``, ``"rlimit"`` or ``"none"``.
     """
 

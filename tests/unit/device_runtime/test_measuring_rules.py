@@ -13,7 +13,7 @@ from kiridashi.runtime.litert import _dequantise, _quantise
 from kiridashi_agent.cage import open_cage
 from kiridashi_agent.jobs import MeasureRequest
 from kiridashi_agent.machine import conditions, hardware_kind
-from kiridashi_agent.measure import time_runs
+from kiridashi_agent.measure import settled_percentiles, time_runs
 from kiridashi_agent.probe import compare
 
 EXPECTED = np.array([[4.0, 0.0], [0.0, 2.0], [3.0, 1.0], [1.0, 3.0]], np.float32)
@@ -122,3 +122,23 @@ def test_integer_inputs_and_outputs_use_their_own_scale() -> None:
     assert quantised.dtype == np.int8
     assert _dequantise(quantised, details).tolist() == [[0.0, 1.0, 1.5, 65.0, -62.5]]
     assert _quantise(batch, {"dtype": np.float32, "quantization": (0.0, 0)}) is batch
+
+
+def test_calm_runs_are_taken_as_they_are() -> None:
+    times = np.random.default_rng(0).gamma(100, 0.01, 1000)
+    percentiles, notes = settled_percentiles(times)
+    assert percentiles == tuple(np.percentile(times, (50, 95, 99)))
+    assert notes == ()
+
+
+def test_of_disturbed_runs_the_quietest_window_counts_and_the_note_says_so() -> None:
+    times = np.full(1000, 1.0)
+    times[:900:10] = 5.0  # every tenth run is interrupted, but for the last window
+    (p50, p95, p99), notes = settled_percentiles(times)
+    assert (p50, p95, p99) == (1.0, 1.0, 1.0)
+    assert "p95 over all runs 5 ms" in notes[0]
+
+
+def test_few_runs_are_not_cut_into_windows() -> None:
+    times = np.tile([1.0, 1.0, 1.0, 9.0], 20)
+    assert settled_percentiles(times)[0][1] == 9.0
