@@ -73,10 +73,9 @@ class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
 class Measurement(msgspec.Struct, frozen=True):
     """What one model file was measured to need, in a fresh process of its own.
 
-    ``memory_bytes`` is the process's peak resident set, runtime and interpreter included; latencies are
-    wall times of single predictions after warm-up; where other work disturbed them, ``notes`` says so and they are those
-    of the quietest tenth of the runs. ``memory_limit`` says how a limit was enforced:
-    ``"cgroup"``, ``"rlimit"`` or ``"none"``.
+    ``memory_bytes`` is the process's peak resident set, runtime and interpreter included. Latencies are wall times of
+    single predictions after warm-up; where other work disturbed them they are those of the quietest tenth of the runs,
+    and ``notes`` says so. ``memory_limit`` says how a limit was enforced: ``"cgroup"``, ``"rlimit"`` or ``"none"``.
     """
 
     memory_bytes: int
