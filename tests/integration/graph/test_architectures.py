@@ -14,11 +14,11 @@ GROUPS = {
     "resnet-basic": 9,
     "resnet-bottleneck": 15,
     "mobilenet-v2": 25,
-    "vit-fused": 6,  # for each block: heads, value channels, hidden nodes
-    "vit-plain": 8,  # and query channels, whose number does not set the scale here
+    "vit-fused": 8,  # for each block: heads, query channels (the scale is a constant), value channels, hidden nodes
+    "vit-plain": 8,
     "efficientnet": 22,
     "mobilevit": 58,
-    "swin": 6,
+    "swin": 12,
 }
 
 
@@ -54,5 +54,5 @@ def test_every_group_of_a_vision_transformer_by_itself(make_architecture: Make, 
         plan = Plan.of(tracking.layout, {group.name: range(0, group.size, 2)})
         with torch.no_grad():
             small, dense = cut(program, tracking, plan)(images), masked(program, tracking, plan)(images)
-            assert (dense - program(images)).abs().max() > 1e-4, group.name
+            assert (dense - program(images)).abs().max() > 1e-5, group.name
         torch.testing.assert_close(small, dense, rtol=0, atol=1e-12)
