@@ -59,10 +59,33 @@ def group_norm(
     centred = grouped - (grouped * shares).sum(2, keepdim=True).mean(3, keepdim=True)
     variance = (centred.square() * shares).sum(2, keepdim=True).mean(3, keepdim=True)
     result = (centred * torch.rsqrt(variance + eps)).reshape(input.shape)
-    spread = [-1, *[1] * (input.dim() - 2)]
-    return _affine(
-        result, None if weight is None else weight.reshape(spread), None if bias is None else bias.reshape(spread)
-    )
+    return _affine(result, *_along_channels(input, weight, bias))
+
+
+def batch_norm(
+    gate: Tensor,
+    input: Tensor,  # noqa: A002
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: None,
+    running_var: None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """Batch normalisation of ``input`` [N, channels, L, ...] by its own statistics, with weights ``gate`` [L]."""
+    share = (gate / gate.sum().clamp_min(_TINY)).reshape(-1, *[1] * (input.dim() - 3))
+    others = [0, *range(3, input.dim())]
+    centred = input - (input * share).sum(2, keepdim=True).mean(others, keepdim=True)
+    variance = (centred.square() * share).sum(2, keepdim=True).mean(others, keepdim=True)
+    return _affine(centred * torch.rsqrt(variance + eps), *_along_channels(input, weight, bias))
+
+
+def _along_channels(values: Tensor, *vectors: Tensor | None) -> list[Tensor | None]:
+    """Vectors [channels] in a shape that broadcasts over ``values`` [N, channels, ...]."""
+    shape = [-1, *[1] * (values.dim() - 2)]
+    return [None if vector is None else vector.reshape(shape) for vector in vectors]
 
 
 def _affine(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -74,5 +97,6 @@ MASKED_NORMS: Mapping[str, Callable[..., Tensor]] = {
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
     "group_norm": group_norm,
+    "batch_norm": batch_norm,
 }
 """The masked form of each normalisation by the operator's name; called with the weights and its arguments."""

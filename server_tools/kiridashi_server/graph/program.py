@@ -19,6 +19,7 @@ from kiridashi_server.graph.errors import GraphError
 
 _GUARDS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "_assert_async"})
 _EQUAL_SPLITS = frozenset({"chunk", "split"})
+_RESHAPES = frozenset({"view", "reshape", "_unsafe_view"})
 
 
 def capture(module: nn.Module, example: Tensor | Sequence[Tensor], *, dynamic_batch: bool = True) -> fx.GraphModule:
@@ -60,17 +61,18 @@ def capture(module: nn.Module, example: Tensor | Sequence[Tensor], *, dynamic_ba
     return _plain(exported.module(), type(module).__name__)
 
 
-def _with_batch(examples: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Any]:
+def _with_batch(examples: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], torch.export.ShapesCollection]:
     """The inputs as they are shown to the exporter, and which of their sizes vary."""
     batch = examples[0].shape[0]
-    varies = [example.dim() > 0 and example.shape[0] == batch for example in examples]
-    # The exporter treats sizes 0 and 1 as constants, so a batch that shall vary is shown as two.
-    shown = tuple(
-        torch.cat([example, example]) if batch == 1 and vary else example
-        for example, vary in zip(examples, varies, strict=True)
-    )
-    open_batch = {0: torch.export.Dim.DYNAMIC}
-    return shown, tuple(open_batch if vary else None for vary in varies)
+    shown: list[Tensor] = []
+    varying = torch.export.ShapesCollection()
+    for example in examples:
+        varies = example.dim() > 0 and example.shape[0] == batch
+        # The exporter treats sizes 0 and 1 as constants, so a batch that shall vary is shown as two.
+        shown.append(torch.cat([example, example]) if varies and batch == 1 else example.view_as(example))
+        if varies:
+            varying[shown[-1]] = {0: torch.export.Dim.DYNAMIC}
+    return tuple(shown), varying
 
 
 def _first_line(error: Exception) -> str:
@@ -90,6 +92,7 @@ def _plain(exported: fx.GraphModule, name: str) -> fx.GraphModule:
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             _name_sizes(copies[node])
+            _infer_size(copies[node])
     graph.eliminate_dead_code()
     graph.lint()
     program = fx.GraphModule(exported, graph, class_name="Program")
@@ -106,6 +109,18 @@ def _name_sizes(node: fx.Node) -> None:
     if all(isinstance(size, int) for size in sizes):
         node.target = torch.ops.aten.split_with_sizes.default
         node.args, node.kwargs = (node.args[0], sizes, axis), {}
+
+
+def _infer_size(node: fx.Node) -> None:
+    """Let a reshape infer the one size that the graph computes from the batch, so that a cut need not know how."""
+    if operator_name(node) not in _RESHAPES:
+        return
+    argument = "size" if "size" in arguments(node) else "shape"
+    sizes = list(arguments(node)[argument])
+    computed = [position for position, size in enumerate(sizes) if isinstance(size, fx.Node)]
+    if len(computed) == 1 and -1 not in sizes:
+        sizes[computed[0]] = -1
+        set_argument(node, argument, sizes)
 
 
 def _single_output(leaves: Any, exported: fx.GraphModule, name: str) -> Any:

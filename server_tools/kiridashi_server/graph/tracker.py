@@ -37,7 +37,8 @@ class Tracking:
         norms: where an operator takes statistics over a dimension that can be cut.
         works: for every operator that multiplies, the dimensions whose product is its cost.
         layout: the groups.
-        unknown: operators without a rule, or used in a way the rule does not understand, and how often.
+        unknown: operators without a rule, or used in a way the rule does not understand, that froze something,
+            and how often.
     """
 
     tensors: Mapping[str, Dims]
@@ -149,7 +150,7 @@ class _Tracker:
 
     def _give_up(self, node: fx.Node, value: Any) -> Result:
         name = operator_name(node)
-        if any(operand in self.known for operand in node.all_input_nodes):
+        if any(not is_frozen(dim) for operand in node.all_input_nodes for dim in self._dims(operand)):
             self.unknown[name] = self.unknown.get(name, 0) + 1
         for operand in node.all_input_nodes:
             self._freeze(operand, f"operator without a rule here: {name}")
@@ -158,10 +159,12 @@ class _Tracker:
         return _frozen(value, name)
 
     def _freeze(self, node: fx.Node, reason: str) -> None:
+        freeze_all(self._dims(node), reason)
+
+    def _dims(self, node: fx.Node) -> Dims:
+        """All dimensions of what ``node`` gives, one tensor or several."""
         result = self.known.get(node, [])
-        for dims in result if isinstance(result, tuple) else (result,):
-            for dim in dims:
-                freeze(dim, reason)
+        return [dim for dims in result for dim in dims] if isinstance(result, tuple) else result
 
     def _output(self, node: fx.Node) -> None:
         value = node.args[0]

@@ -18,6 +18,7 @@ from kiridashi_server.graph.rules import Call, Result, rule
     *("leaky_relu", "hardswish", "hardsigmoid", "log_sigmoid", "softsign", "dropout", "feature_dropout"),
     *("contiguous", "clone", "alias", "detach", "lift_fresh_copy", "masked_fill", "atan2", "addcmul", "lerp"),
     *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or"),
+    *("__and__", "__or__", "__xor__"),
     *("bitwise_not", "floor", "ceil", "round", "sign", "floor_divide", "remainder", "atan", "isnan", "nan_to_num"),
 )
 def elementwise(call: Call) -> Result | None:
@@ -40,7 +41,8 @@ def prelu(call: Call) -> Result | None:
 @rule("to", "_to_copy", "type_as", "zeros_like", "ones_like", "full_like")
 def recast(call: Call) -> Result | None:
     """The result has the shape of the first argument, whatever the others say."""
-    return call.dims("self") or call.dims("input")
+    source = call.dims("self")
+    return call.dims("input") if source is None else source
 
 
 @rule("new_zeros", "new_ones", "new_full", "new_empty")
@@ -151,6 +153,18 @@ def cells_to_channels(call: Call) -> Result | None:
         source[1] + fresh(places, "was positions"),
         *(fresh(size, "position") for size in call.shape[2:]),
     ]
+
+
+@rule("col2im")
+def channels_to_cells(call: Call) -> Result | None:
+    """Channels (channel, place in the cell) become positions, where they are added up."""
+    source = call.dims("self")
+    if source is None or len(source) != 3:
+        return None
+    freeze(source[2], "position")
+    channels = fresh(call.shape[1])
+    unify(source[1], channels + fresh(size_of(source[1]) // call.shape[1], "becomes positions"))
+    return [source[0], channels, *(fresh(size, "position") for size in call.shape[2:])]
 
 
 @rule("pad", "constant_pad_nd")

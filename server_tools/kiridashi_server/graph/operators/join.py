@@ -157,6 +157,21 @@ def index_select(call: Call) -> Result | None:
     return [*source[:axis], fresh(call.shape[axis], "indexed"), *source[axis + 1 :]]
 
 
+@rule("gather")
+def gather(call: Call) -> Result | None:
+    """Indices of one dimension are taken, others for each place of the other dimensions."""
+    source, chosen = call.dims("self"), call.dims("index")
+    if source is None or chosen is None or not len(source) == len(chosen) > 0:
+        return None
+    taken = call.arguments["dim"] % len(source)
+    for axis, (dim, other) in enumerate(zip(source, chosen, strict=True)):
+        if axis == taken or size_of(dim) != size_of(other):
+            freeze_all([dim, other], "indexed")
+        else:
+            unify(dim, other)
+    return chosen
+
+
 @rule("embedding")
 def embedding(call: Call) -> Result | None:
     """Rows of a table are taken; its columns are channels."""

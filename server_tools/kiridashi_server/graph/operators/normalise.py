@@ -8,10 +8,20 @@ from kiridashi_server.graph.rules import Call, Result, passed_on, rule
 
 @rule("batch_norm")
 def batch_norm(call: Call) -> Result | None:
-    """Every channel is normalised by itself."""
+    """Every channel is normalised by itself: by running statistics, or over the batch and all positions.
+
+    The latter is also how weights are standardised; there, positions are channels.
+    """
     source = call.dims("input")
     if source is None or len(source) < 2:
         return None
+    if call.dims("running_mean") is None:
+        freeze_all([source[0], *source[3:]], "batch normalisation")
+        if not call.normalised:
+            freeze_all(source[2:], "batch normalisation")
+        for dim in source[2:3]:
+            if not is_frozen(dim):
+                call.normalises(dim)
     _unify_vectors(call, source[1])
     return source
 
