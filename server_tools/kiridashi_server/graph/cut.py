@@ -122,11 +122,14 @@ def _reshaped(value: Any, result: Result, counts: Mapping[Atom, int]) -> Any:
         return tuple(_reshaped(item, dims, counts) for item, dims in zip(value, result, strict=True))
     if not isinstance(value, Tensor):
         return value
+    now = [count(dim, counts) for dim in result]
+    if all(size == size_of(dim) for size, dim in zip(now, result, strict=True)):
+        return value
     shape = [
-        size if count(dim, counts) == size_of(dim) else size // size_of(dim) * count(dim, counts)
-        for size, dim in zip(value.shape, result, strict=True)
+        was if size == size_of(dim) else was // size_of(dim) * size
+        for was, size, dim in zip(value.shape, now, result, strict=True)
     ]
-    return value.new_empty(shape)
+    return torch.empty(shape, dtype=value.dtype, device="meta")
 
 
 def save_cut(path: Path, plan: Plan, module: fx.GraphModule) -> None:

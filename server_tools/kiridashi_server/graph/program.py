@@ -140,7 +140,22 @@ def _single_output(leaves: Any, exported: fx.GraphModule, name: str) -> Any:
 
 def copy_program(program: fx.GraphModule) -> fx.GraphModule:
     """An independent copy: own parameters and buffers, own graph, same node names."""
-    return copy.deepcopy(program)
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(program.graph, {}))
+    copied = fx.GraphModule(program, graph, class_name="Program")
+    copied.train(program.training)
+    own: dict[int, Tensor] = {}  # one tensor under two names stays one tensor
+    for name in tensor_names(program):
+        tensor = tensor_of(program, name)
+        if id(tensor) not in own:
+            own[id(tensor)] = _own(tensor)
+        set_tensor(copied, name, own[id(tensor)])
+    return copied
+
+
+def _own(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 def operator_name(node: fx.Node) -> str:

@@ -66,14 +66,16 @@ def transposed_convolution(call: Call) -> Result | None:
 def linear(call: Call) -> Result | None:
     """The operator reads the last dimension."""
     source, weight, bias = call.dims("input"), call.dims("weight"), call.dims("bias")
-    if source is None or weight is None or len(weight) != 2:
+    if source is None or weight is None:
         return None
-    unify(source[-1], weight[1])
+    unify(source[-1], weight[-1])
+    call.reads("input", -1, source[-1])
+    call.works(*source[:-1], *weight)
+    if len(weight) == 1:  # one output, without an axis
+        return source[:-1]
     if bias is not None:
         unify(bias[0], weight[0])
-    call.reads("input", -1, source[-1])
     call.produces("weight", "node")
-    call.works(*source[:-1], *weight)
     return [*source[:-1], weight[0]]
 
 
