@@ -160,7 +160,8 @@ def _beside_the_oracle(
         halves = {group.name: range(max(1, group.size // 2)) for group in again.layout.groups}
         cut(program, again, Plan.of(again.layout, halves))
         ours.append((between - started, time.perf_counter() - between))
-        theirs.append(prune_half(model, inputs, outputs, tracking.parameters, seed))
+        if not theirs or not theirs[0].error:
+            theirs.append(prune_half(model, inputs, outputs, tracking.parameters, seed))
     oracle = theirs[0]
     row: dict[str, Any] = {f"tp.{key}": value for key, value in asdict(oracle).items()}
     row["seconds.layout"], row["seconds.cut"] = (statistics.median(column) for column in zip(*ours, strict=True))

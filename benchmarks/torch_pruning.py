@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+
+LIMIT_S = 60
+"""Seconds after which a model counts as not finished; the others take less than one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,7 @@ def prune_half(
     owners = {id(parameter): name for name, parameter in model.named_parameters()}
     started = time.perf_counter()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _at_most(LIMIT_S):
             warnings.simplefilter("ignore")
             touched, groups = _prune(model, inputs, outputs, seed, owners)
     except Exception as error:  # noqa: BLE001 - whatever it raises is its result for this model
@@ -58,6 +65,22 @@ def prune_half(
     seconds = time.perf_counter() - started
     reach = sum(sizes.get(name, 0) for name in touched) / sum(sizes.values())
     return OracleResult(groups, reach, seconds, _runs(model, inputs))
+
+
+@contextlib.contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in the block when it takes longer; on the main thread of a POSIX system."""
+
+    def stop(signal_number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"not finished after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _prune(

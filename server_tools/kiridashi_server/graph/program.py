@@ -8,6 +8,7 @@ and buffers keep the names they had in the model, so everything else (layout, pl
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ def capture(module: nn.Module, example: Tensor | Sequence[Tensor], *, dynamic_ba
             next_step="pass an example such as torch.zeros(1, 3, 224, 224)",
         )
     model = copy.deepcopy(module).eval()
-    shown, shapes = _with_batch(examples) if dynamic_batch else (examples, None)
+    shown, shapes = _with_batch(model, examples) if dynamic_batch else (examples, None)
     try:
         exported = torch.export.export(model, shown, dynamic_shapes=shapes)
     except Exception as error:  # the exporter raises errors of many unrelated classes
@@ -61,18 +62,21 @@ def capture(module: nn.Module, example: Tensor | Sequence[Tensor], *, dynamic_ba
     return _plain(exported.module(), type(module).__name__)
 
 
-def _with_batch(examples: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], torch.export.ShapesCollection]:
+def _with_batch(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     """The inputs as they are shown to the exporter, and which of their sizes vary."""
     batch = examples[0].shape[0]
-    shown: list[Tensor] = []
-    varying = torch.export.ShapesCollection()
-    for example in examples:
-        varies = example.dim() > 0 and example.shape[0] == batch
-        # The exporter treats sizes 0 and 1 as constants, so a batch that shall vary is shown as two.
-        shown.append(torch.cat([example, example]) if varies and batch == 1 else example.view_as(example))
-        if varies:
-            varying[shown[-1]] = {0: torch.export.Dim.DYNAMIC}
-    return tuple(shown), varying
+    varies = [example.dim() > 0 and example.shape[0] == batch for example in examples]
+    # The exporter treats sizes 0 and 1 as constants, so a batch that shall vary is shown as two.
+    shown = tuple(
+        torch.cat([example, example]) if vary and batch == 1 else example
+        for example, vary in zip(examples, varies, strict=True)
+    )
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} if vary else None for vary in varies)
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL) if inspect.Parameter.VAR_POSITIONAL in kinds else len(shapes)
+    if named < len(shapes):  # the exporter wants those of ``*inputs`` together
+        return shown, (*shapes[:named], shapes[named:])
+    return shown, shapes
 
 
 def _first_line(error: Exception) -> str:

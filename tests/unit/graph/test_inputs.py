@@ -60,3 +60,27 @@ def test_statistics_are_refreshed(model: nn.Module, inputs: tuple[Tensor, ...]) 
     refreshed = reestimate_batch_norm(program, [inputs])
     assert not torch.equal(refreshed.get_buffer("features.1.running_mean"), torch.zeros(6, dtype=torch.float64))
     assert torch.equal(program.get_buffer("features.1.running_mean"), torch.zeros(6, dtype=torch.float64))
+
+
+class Summed(nn.Module):
+    """Any number of inputs after the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        return self.leave(torch.sigmoid(sum((self.enter(other) for other in others), start=self.enter(first))))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_inputs_without_names(count: int) -> None:
+    batches = [tuple(torch.rand(size, 4, dtype=torch.float64) for _ in range(count)) for size in (1, 5)]
+    model = Summed().double()
+    program = capture(model, batches[0])
+    tracking = track(program)
+    plan = Plan.of(tracking.layout, {"enter": [1, 3]})
+    for batch in batches:
+        torch.testing.assert_close(program(*batch), model(*batch), rtol=0, atol=1e-14)
+        small, dense = cut(program, tracking, plan)(*batch), masked(program, tracking, plan)(*batch)
+        torch.testing.assert_close(small, dense, rtol=0, atol=1e-12)
