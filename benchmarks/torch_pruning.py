@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-
 LIMIT_S = 60
 """Seconds after which a model counts as not finished; the others take less than one."""
 
