@@ -175,10 +175,17 @@ class Call:
         self._notes.works.append(dims)
 
     def produces(self, argument: str, kind: str, axis: int = 0) -> None:
-        """State that the weight ``argument`` makes new channels of this kind on axis ``axis``."""
-        value = self.arguments[argument]
-        if isinstance(value, fx.Node) and value.op == "get_attr":
-            self._notes.producers.setdefault(str(value.target), (axis, kind))
+        """State that the weight ``argument`` makes new channels of this kind on axis ``axis``.
+
+        A weight that is computed, such as a standardised one, counts as the parameter of its shape behind it.
+        """
+        value = source = self.arguments[argument]
+        while isinstance(source, fx.Node) and source.op == "call_function" and source.all_input_nodes:
+            source = source.all_input_nodes[0]
+        if not isinstance(source, fx.Node) or source.op != "get_attr":
+            return
+        if source is value or source.meta["val"].shape == value.meta["val"].shape:
+            self._notes.producers.setdefault(str(source.target), (axis, kind))
 
     def has_heads(self, dims: Sequence[Dim]) -> None:
         """State that ``dims`` are the leading dimensions of a product: what can be cut of them are heads."""

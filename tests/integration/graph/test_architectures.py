@@ -19,6 +19,8 @@ GROUPS = {
     "efficientnet": 22,
     "mobilevit": 58,
     "swin": 12,
+    "regnet": 20,  # of every grouped convolution: groups, and its channels inside a group
+    "convnext-v2": 5,  # hidden nodes, through the response normalisation
 }
 
 
@@ -44,6 +46,21 @@ def test_half_of_every_group_can_go(name: str, make_architecture: Make, images: 
     parameters = sum(parameter.numel() for parameter in small.parameters())
     assert CostModel.from_tracking(tracking).parameters(plan.counts) == parameters
     assert parameters < 0.75 * sum(parameter.numel() for parameter in program.parameters())
+
+
+@pytest.mark.parametrize(("name", "groups"), [("vit-fused", 9), ("swin", 14), ("convnext-v2", 9)])
+def test_the_residual_stream_can_go_when_asked_for(
+    name: str, groups: int, make_architecture: Make, images: Tensor
+) -> None:
+    program = capture(make_architecture(name), images)
+    tracking = track(program, cut_normalised=True)
+    assert len(tracking.layout.groups) == groups
+    plan = Plan.of(tracking.layout, {group.name: range(0, group.size, 2) for group in tracking.layout.groups})
+    small, dense = cut(program, tracking, plan), masked(program, tracking, plan)
+    with torch.no_grad():
+        torch.testing.assert_close(small(images), dense(images), rtol=0, atol=1e-12)
+        assert (dense(images) - program(images)).abs().max() > 1e-3
+    assert {axis.reason for axis in tracking.layout.frozen} <= {"input", "output", "position", "indexed"}
 
 
 def test_every_group_of_a_vision_transformer_by_itself(make_architecture: Make, images: Tensor) -> None:

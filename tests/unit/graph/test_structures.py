@@ -420,6 +420,48 @@ class Sampled(nn.Module):
         return self.last(x).flatten(2).topk(3, dim=-1).values
 
 
+class Standardised(nn.Module):
+    """Convolutions whose weights are normalised over their inputs, as in BiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 8, 3), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.second.weight
+        flat = functional.batch_norm(weight.reshape(1, 8, -1), None, None, training=True, momentum=0.0)
+        x = functional.conv2d(torch.sigmoid(self.first(x)), flat.reshape_as(weight), self.second.bias)
+        return self.last(torch.sigmoid(x))
+
+
+class Folded(nn.Module):
+    """Patches unfolded, worked on and folded together again, as in MobileViT V2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = functional.unfold(torch.sigmoid(self.first(x)), 2, stride=2).reshape(-1, 5, 4, 16)
+        patches = torch.sigmoid(self.middle(patches)).reshape(-1, 24, 16)
+        return self.last(functional.fold(patches, (8, 8), 2, stride=2))
+
+
+class Selected(nn.Module):
+    """The best tokens are gathered, as in two-stage detectors; one output has no axis of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.rate, self.leave = nn.Linear(3, 6), nn.Linear(6, 1), nn.Linear(6, 2)
+        self.weights = nn.Parameter(torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.sigmoid(self.enter(x.flatten(2).transpose(1, 2)))
+        best = self.rate(tokens)[..., 0].topk(5, dim=1).indices
+        tokens = tokens.gather(1, best[:, :, None].repeat(1, 1, 6))
+        return self.leave(tokens) + functional.linear(tokens, self.weights)[:, :, None]
+
+
 STRUCTURES: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "grouped convolution": (
         GroupedConvolution,
@@ -461,6 +503,9 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "frozen weights": (FrozenWeights, {"layers.0": 6, "layers.2": 5}),
     "feature pyramid": (Upsampled, {"low": 6}),
     "repeated": (Repeated, {"first": 4, "second": 5, "second:node2": 3, "last": 2}),
+    "weight standardisation": (Standardised, {"second": 8}),
+    "folded patches": (Folded, {"first": 5, "middle": 6}),
+    "selected tokens": (Selected, {"enter": 6}),
     "sampled": (Sampled, {"first": 6}),
 }
 
@@ -469,6 +514,7 @@ REASONS = {
     "attention": {"norm.weight": "layer normalisation"},
     "attention with a scale": {"norm.weight": "layer normalisation"},
     "patch embedding": {"position": "position"},
+    "weight standardisation": {"first.weight": "batch normalisation"},
     "lstm": {"narrow.weight": "operator without a rule here: lstm"},
     "gru": {"layer.weight_hh_l0": "operator without a rule here: gru"},
     "position bias": {"table": "indexed"},
@@ -536,6 +582,7 @@ def test_half_of_every_group(structure: Captured, images: Tensor, seed: int) -> 
     ("name", "groups"),
     [
         ("attention", {"enter": 8, "query:head": 3, "value": 4}),
+        ("weight standardisation", {"first": 6, "second": 8}),
         ("group normalisation", {"first": 4, "first:filter2": 3, "second": 6}),
     ],
 )
