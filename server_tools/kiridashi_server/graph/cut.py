@@ -44,6 +44,8 @@ def cut(program: fx.GraphModule, tracking: Tracking, plan: Plan) -> fx.GraphModu
         _resize(nodes[slot.node], slot.argument, slot.position, count(slot.dim, counts))
     for name, result in tracking.values.items():
         nodes[name].meta["val"] = _reshaped(nodes[name].meta.get("val"), result, counts)
+    for average in tracking.averages:
+        _keep_divisor(small.graph, nodes[average.node], count(average.dim, counts) / size_of(average.dim))
     return finish(small)
 
 
@@ -63,12 +65,12 @@ class _Masked(nn.Module):
         self.gated = gated
         self.plan = plan
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         gates = {}
         for name, size in self.gated.sizes.items():
-            gates[name] = torch.zeros(size, device=x.device)
+            gates[name] = torch.zeros(size, device=inputs[0].device)
             gates[name][list(self.plan.kept[name])] = 1
-        result: Tensor = self.gated(x, gates)
+        result: Tensor = self.gated(inputs, gates)
         return result
 
 
@@ -104,15 +106,30 @@ def _resize(node: fx.Node, argument: str, position: int | None, size: int) -> No
     set_argument(node, argument, sizes)
 
 
+def _keep_divisor(graph: fx.Graph, mean: fx.Node, share: float) -> None:
+    """A mean over fewer units as the sum over them divided by the number there was."""
+    if share == 1:
+        return
+    with graph.inserting_after(mean):
+        scaled = graph.call_function(torch.ops.aten.mul.Tensor, (mean, share))
+    scaled.meta["val"] = mean.meta["val"]
+    mean.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
+
+
 def _reshaped(value: Any, result: Result, counts: Mapping[Atom, int]) -> Any:
     """The traced value with its new shape, so that the cut program can be tracked again."""
     if isinstance(result, tuple):
-        return type(value)(_reshaped(item, dims, counts) for item, dims in zip(value, result, strict=True))
+        return tuple(_reshaped(item, dims, counts) for item, dims in zip(value, result, strict=True))
+    if not isinstance(value, Tensor):
+        return value
+    now = [count(dim, counts) for dim in result]
+    if all(size == size_of(dim) for size, dim in zip(now, result, strict=True)):
+        return value
     shape = [
-        size if count(dim, counts) == size_of(dim) else size // size_of(dim) * count(dim, counts)
-        for size, dim in zip(value.shape, result, strict=True)
+        was if size == size_of(dim) else was // size_of(dim) * size
+        for was, size, dim in zip(value.shape, now, result, strict=True)
     ]
-    return value.new_empty(shape)
+    return torch.empty(shape, dtype=value.dtype, device="meta")
 
 
 def save_cut(path: Path, plan: Plan, module: fx.GraphModule) -> None:

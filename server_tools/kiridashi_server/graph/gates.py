@@ -7,13 +7,15 @@ place where it is read (bias, normalisation, activation) cannot turn the zero in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from kiridashi_server.graph.dims import Atom, Dim, is_frozen, resolve, size_of
 from kiridashi_server.graph.errors import GraphError
-from kiridashi_server.graph.program import arguments, copy_program, set_argument
+from kiridashi_server.graph.masked_norms import MASKED_NORMS
+from kiridashi_server.graph.program import arguments, copy_program, operator_name, set_argument
 from kiridashi_server.graph.rules import Read
 from kiridashi_server.graph.tracker import OUTPUT, Tracking
 
@@ -22,7 +24,7 @@ class Gated(nn.Module):
     """A program with gates; made by :func:`insert_gates`.
 
     Attributes:
-        graph_module: the program's copy, which takes the input and one gate vector for each distinct
+        graph_module: the program's copy, which takes the inputs and one gate vector for each distinct
             dimension that is read.
         sizes: number of units by group name.
     """
@@ -34,11 +36,11 @@ class Gated(nn.Module):
         self._names = tracking.names
         self._dims = tuple(dims)
 
-    def forward(self, x: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, x: Tensor | tuple[Tensor, ...], gates: Mapping[str, Tensor]) -> Tensor:
         """The program's output for ``x`` with every unit multiplied by its gate.
 
         Args:
-            x: an input batch.
+            x: an input batch; of a program with several inputs, a tuple.
             gates: by group name, a vector [size] on the program's device; groups that are not named have no
                 gate. Gradients reach the vectors.
 
@@ -52,9 +54,10 @@ class Gated(nn.Module):
                     why=f"the group has {self.sizes[name]} units" if name in self.sizes else "there is no such group",
                     next_step="give one number for each unit, named as in Layout.table()",
                 )
-        like = next(self.graph_module.parameters(), x)  # the input may be of another dtype, such as uint8
+        inputs = x if isinstance(x, tuple) else (x,)
+        like = next(self.graph_module.parameters(), inputs[0])  # an input may be of another dtype, such as uint8
         vectors = [self._spread(dim, gates, like) for dim in self._dims]
-        result: Tensor = self.graph_module(x, *vectors)
+        result: Tensor = self.graph_module(*inputs, *vectors)
         return result
 
     def _spread(self, dim: Dim, gates: Mapping[str, Tensor], like: Tensor) -> Tensor:
@@ -75,27 +78,38 @@ def insert_gates(program: fx.GraphModule, tracking: Tracking) -> Gated:
     """A gated copy of ``program``; the program and its parameters' ``requires_grad`` stay as they are.
 
     With all gates one it computes what the program computes; with gates of zero, what is left after those
-    units are cut. A group read in several places has its gate in each.
+    units are cut. A group read in several places has its gate in each; where it is normalised, the gates are
+    the weights of the statistics.
     """
     gated = copy_program(program)
-    reads = [read for read in tracking.reads if not is_frozen(read.dim)]
     nodes = {node.name: node for node in gated.graph.nodes}
-    entry = next(node for node in gated.graph.nodes if node.op == "placeholder")
+    entry = [node for node in gated.graph.nodes if node.op == "placeholder"][-1]
     vectors: dict[tuple[Atom, ...], fx.Node] = {}
-    for read in reads:
-        dim = resolve(read.dim)
-        if dim not in vectors:
+
+    def vector(dim: Dim) -> fx.Node:
+        key = resolve(dim)
+        if key not in vectors:
             with gated.graph.inserting_after([entry, *vectors.values()][-1]):
-                vectors[dim] = gated.graph.placeholder(f"gate_{len(vectors)}")
-                vectors[dim].meta["val"] = torch.empty(size_of(dim), device="meta")
-        _multiply(gated.graph, nodes[read.node], read, vectors[dim])
+                vectors[key] = gated.graph.placeholder(f"gate_{len(vectors)}")
+                vectors[key].meta["val"] = torch.empty(size_of(dim), device="meta")
+        return vectors[key]
+
+    for read in tracking.reads:
+        if not is_frozen(read.dim):
+            _multiply(gated.graph, nodes[read.node], read, vector(read.dim))
+    for norm in tracking.norms:
+        if not is_frozen(norm.dim):
+            _weigh(gated.graph, nodes[norm.node], vector(norm.dim))
     gated.graph.lint()
     gated.recompile()
     return Gated(gated, tracking, list(vectors))
 
 
 def _multiply(graph: fx.Graph, reader: fx.Node, read: Read, vector: fx.Node) -> None:
-    operand = reader.args[0] if read.node == OUTPUT else arguments(reader)[read.argument]
+    operand: Any = reader.args[0] if read.node == OUTPUT else arguments(reader)[read.argument]
+    listed = [] if read.position is None else list(operand)
+    if read.position is not None:
+        operand = listed[read.position]
     if not isinstance(operand, fx.Node):
         raise GraphError(f"{read.node} does not read a tensor called {read.argument}")
     with graph.inserting_before(reader):
@@ -105,5 +119,17 @@ def _multiply(graph: fx.Graph, reader: fx.Node, read: Read, vector: fx.Node) -> 
         product = graph.call_function(torch.ops.aten.mul.Tensor, (operand, vector))
     if read.node == OUTPUT:
         reader.args = (product,)
-    else:
+    elif read.position is None:
         set_argument(reader, read.argument, product)
+    else:
+        listed[read.position] = product
+        set_argument(reader, read.argument, listed)
+
+
+def _weigh(graph: fx.Graph, norm: fx.Node, vector: fx.Node) -> None:
+    """Put the masked form of a normalisation in its place."""
+    with graph.inserting_after(norm):
+        masked = graph.call_function(MASKED_NORMS[operator_name(norm)], (vector,), dict(arguments(norm)))
+    masked.meta = dict(norm.meta)
+    norm.replace_all_uses_with(masked)
+    graph.erase_node(norm)

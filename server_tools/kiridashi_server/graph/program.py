@@ -1,6 +1,6 @@
 """The exported program: how a model enters, and the few things every pass needs of it.
 
-A *program* is a plain ``torch.fx.GraphModule`` of aten operators with one tensor input. Its parameters
+A *program* is a plain ``torch.fx.GraphModule`` of aten operators; its inputs are tensors. Its parameters
 and buffers keep the names they had in the model, so everything else (layout, plan, scores) can speak of
 ``features.3.conv.weight`` and never of the model's Python class.
 """
@@ -8,8 +8,9 @@ and buffers keep the names they had in the model, so everything else (layout, pl
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,16 +20,19 @@ from kiridashi_server.graph.errors import GraphError
 
 _GUARDS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "_assert_async"})
 _EQUAL_SPLITS = frozenset({"chunk", "split"})
+_RESHAPES = frozenset({"view", "reshape", "_unsafe_view"})
 
 
-def capture(module: nn.Module, example: Tensor, *, dynamic_batch: bool = True) -> fx.GraphModule:
+def capture(module: nn.Module, example: Tensor | Sequence[Tensor], *, dynamic_batch: bool = True) -> fx.GraphModule:
     """Export ``module`` in evaluation mode as a program.
 
     Args:
-        module: any module that takes one tensor and gives a tensor, or a tuple or list of tensors. It is
+        module: any module that takes tensors and gives a tensor, or a tuple or list of tensors. It is
             copied first and stays as it is, mode and parameters included.
-        example: an input, the batch first; it decides all other sizes, dtype and device.
-        dynamic_batch: whether the program takes any batch size, or only the example's.
+        example: an input, the batch first, or all inputs in order; it decides all other sizes, dtypes and
+            devices.
+        dynamic_batch: whether the program takes any batch size, or only the example's. Of several inputs
+            those vary whose first size is that of the first input.
 
     Returns:
         A program whose parameters and buffers have the model's names; those it never reads are left out.
@@ -36,18 +40,18 @@ def capture(module: nn.Module, example: Tensor, *, dynamic_batch: bool = True) -
     Raises:
         GraphError: ``torch.export`` cannot follow the model, or the model's output is no tensor.
     """
-    if example.dim() < 1 or example.shape[0] < 1:
+    examples = (example,) if isinstance(example, Tensor) else tuple(example)
+    first = examples[0] if examples else torch.empty(0)
+    if first.dim() < 1 or first.shape[0] < 1:
         raise GraphError(
-            f"the example input has shape {tuple(example.shape)}",
+            f"the example input has shape {tuple(first.shape)}",
             why="its first dimension must be a batch of at least one",
             next_step="pass an example such as torch.zeros(1, 3, 224, 224)",
         )
     model = copy.deepcopy(module).eval()
-    # The exporter treats sizes 0 and 1 as constants, so a batch that shall vary is shown as two.
-    shown = torch.cat([example, example]) if dynamic_batch and example.shape[0] == 1 else example
-    shapes = ({0: torch.export.Dim.DYNAMIC},) if dynamic_batch else None
+    shown, shapes = _with_batch(model, examples) if dynamic_batch else (examples, None)
     try:
-        exported = torch.export.export(model, (shown,), dynamic_shapes=shapes)
+        exported = torch.export.export(model, shown, dynamic_shapes=shapes)
     except Exception as error:  # the exporter raises errors of many unrelated classes
         raise GraphError(
             f"{type(module).__name__} cannot be exported",
@@ -56,6 +60,23 @@ def capture(module: nn.Module, example: Tensor, *, dynamic_batch: bool = True) -
             + (", or capture it with dynamic_batch=False" if dynamic_batch else ""),
         ) from error
     return _plain(exported.module(), type(module).__name__)
+
+
+def _with_batch(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """The inputs as they are shown to the exporter, and which of their sizes vary."""
+    batch = examples[0].shape[0]
+    varies = [example.dim() > 0 and example.shape[0] == batch for example in examples]
+    # The exporter treats sizes 0 and 1 as constants, so a batch that shall vary is shown as two.
+    shown = tuple(
+        torch.cat([example, example]) if vary and batch == 1 else example
+        for example, vary in zip(examples, varies, strict=True)
+    )
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} if vary else None for vary in varies)
+    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL) if inspect.Parameter.VAR_POSITIONAL in kinds else len(shapes)
+    if named < len(shapes):  # the exporter wants those of ``*inputs`` together
+        return shown, (*shapes[:named], shapes[named:])
+    return shown, shapes
 
 
 def _first_line(error: Exception) -> str:
@@ -67,19 +88,15 @@ def _plain(exported: fx.GraphModule, name: str) -> fx.GraphModule:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in exported.graph.nodes:
-        if node.op == "call_module" or operator_name(node) in _GUARDS or not (node.users or node.op == "output"):
+        wanted = node.users or node.op in ("placeholder", "output")
+        if node.op == "call_module" or operator_name(node) in _GUARDS or not wanted:
             continue  # the exporter's guards on sizes and types, and what nothing reads
         if node.op == "output":
             graph.output(fx.map_arg(_single_output(node.args[0], exported, name), copies.__getitem__))
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             _name_sizes(copies[node])
-    if sum(node.op == "placeholder" for node in graph.nodes) != 1:
-        raise GraphError(
-            f"{name} takes more than one tensor",
-            why="a program has one input",
-            next_step="wrap the model in a module that takes one tensor and makes the others",
-        )
+            _infer_size(copies[node])
     graph.eliminate_dead_code()
     graph.lint()
     program = fx.GraphModule(exported, graph, class_name="Program")
@@ -96,6 +113,18 @@ def _name_sizes(node: fx.Node) -> None:
     if all(isinstance(size, int) for size in sizes):
         node.target = torch.ops.aten.split_with_sizes.default
         node.args, node.kwargs = (node.args[0], sizes, axis), {}
+
+
+def _infer_size(node: fx.Node) -> None:
+    """Let a reshape infer the one size that the graph computes from the batch, so that a cut need not know how."""
+    if operator_name(node) not in _RESHAPES:
+        return
+    argument = "size" if "size" in arguments(node) else "shape"
+    sizes = list(arguments(node)[argument])
+    computed = [position for position, size in enumerate(sizes) if isinstance(size, fx.Node)]
+    if len(computed) == 1 and -1 not in sizes:
+        sizes[computed[0]] = -1
+        set_argument(node, argument, sizes)
 
 
 def _single_output(leaves: Any, exported: fx.GraphModule, name: str) -> Any:
@@ -115,7 +144,22 @@ def _single_output(leaves: Any, exported: fx.GraphModule, name: str) -> Any:
 
 def copy_program(program: fx.GraphModule) -> fx.GraphModule:
     """An independent copy: own parameters and buffers, own graph, same node names."""
-    return copy.deepcopy(program)
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(program.graph, {}))
+    copied = fx.GraphModule(program, graph, class_name="Program")
+    copied.train(program.training)
+    own: dict[int, Tensor] = {}  # one tensor under two names stays one tensor
+    for name in tensor_names(program):
+        tensor = tensor_of(program, name)
+        if id(tensor) not in own:
+            own[id(tensor)] = _own(tensor)
+        set_tensor(copied, name, own[id(tensor)])
+    return copied
+
+
+def _own(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 def operator_name(node: fx.Node) -> str:

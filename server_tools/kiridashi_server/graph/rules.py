@@ -6,7 +6,7 @@ names of the operators it describes, so a new operator is one entry in ``operato
 
 * that dimensions are the same (:func:`dims.unify`) or must stay whole (:func:`dims.freeze`);
 * that the operator *reads* a dimension, summing over it: there removed units must count as zero;
-* that an argument holds a size that a cut has to rewrite;
+* that an argument holds a size that a cut has to rewrite, or that the operator divides by a size;
 * the multiply-accumulate operations it costs, and which weights it makes channels with.
 
 A rule returns None for a call it does not understand; then everything the call touches is frozen.
@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from kiridashi_server.graph.dims import Dim, Dims, freeze
+from kiridashi_server.graph.dims import Dim, Dims, freeze, fresh, size_of
 from kiridashi_server.graph.program import arguments, operator_name
 
 Result: TypeAlias = Dims | tuple[Dims, ...]
@@ -53,11 +53,31 @@ def find_rule(name: str) -> Rule | None:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """``node`` sums over ``dim``, which is axis ``axis`` (negative: from the end) of its ``argument``."""
+    """``node`` sums over ``dim``, which is axis ``axis`` (negative: from the end) of its ``argument``.
+
+    Where the argument is a list of tensors, ``position`` tells which of them.
+    """
 
     node: str
     argument: str
     axis: int
+    dim: Dim
+    position: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """``node`` divides a sum over ``dim`` by its size; a cut has to keep the divisor."""
+
+    node: str
+    dim: Dim
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """``node`` takes statistics over ``dim``, its channels; those that are cut do not count."""
+
+    node: str
     dim: Dim
 
 
@@ -77,18 +97,21 @@ class Notes:
 
     reads: list[Read] = field(default_factory=list)
     slots: list[Slot] = field(default_factory=list)
+    averages: list[Average] = field(default_factory=list)
+    norms: list[Norm] = field(default_factory=list)
     works: list[tuple[Dim, ...]] = field(default_factory=list)
-    producers: dict[str, str] = field(default_factory=dict)
+    producers: dict[str, tuple[int, str]] = field(default_factory=dict)
     heads: list[Dim] = field(default_factory=list)
 
 
 class Call:
     """One operator call, as its rule sees it."""
 
-    def __init__(self, node: fx.Node, known: Mapping[fx.Node, Result], notes: Notes) -> None:
+    def __init__(self, node: fx.Node, known: Mapping[fx.Node, Result], notes: Notes, *, normalised: bool) -> None:
         self.node = node
         self.name = operator_name(node)
         self.arguments = arguments(node)
+        self.normalised = normalised
         self._known = known
         self._notes = notes
 
@@ -116,9 +139,21 @@ class Call:
         """Shapes of the results of an operator with several."""
         return tuple(shape_of(value) for value in self.node.meta["val"])
 
-    def reads(self, argument: str, axis: int, dim: Dim) -> None:
-        """State that the operator sums over axis ``axis`` (negative) of ``argument``."""
-        self._notes.reads.append(Read(self.node.name, argument, axis, dim))
+    def reads(self, argument: str, axis: int, dim: Dim, position: int | None = None) -> None:
+        """State that the operator sums over axis ``axis`` (negative) of ``argument``, or of its item ``position``.
+
+        A factor of ``dim`` that the operator passes on is given as :func:`passed_on`: its gate stands where
+        what comes out is read.
+        """
+        self._notes.reads.append(Read(self.node.name, argument, axis, dim, position))
+
+    def averages(self, dim: Dim) -> None:
+        """State that the operator divides a sum over ``dim`` by its size."""
+        self._notes.averages.append(Average(self.node.name, dim))
+
+    def normalises(self, dim: Dim) -> None:
+        """State that the operator takes statistics over ``dim``; groups that have their own are passed on."""
+        self._notes.norms.append(Norm(self.node.name, dim))
 
     def resizes(self, argument: str, dim: Dim) -> None:
         """State that ``argument`` is the size of ``dim``."""
@@ -139,15 +174,27 @@ class Call:
         """State that the operator does one multiply-accumulate for every index of the product of ``dims``."""
         self._notes.works.append(dims)
 
-    def produces(self, argument: str, kind: str) -> None:
-        """State that the weight ``argument`` makes new channels of this kind on its axis 0."""
-        value = self.arguments[argument]
-        if isinstance(value, fx.Node) and value.op == "get_attr":
-            self._notes.producers.setdefault(str(value.target), kind)
+    def produces(self, argument: str, kind: str, axis: int = 0) -> None:
+        """State that the weight ``argument`` makes new channels of this kind on axis ``axis``.
+
+        A weight that is computed, such as a standardised one, counts as the parameter of its shape behind it.
+        """
+        value = source = self.arguments[argument]
+        while isinstance(source, fx.Node) and source.op == "call_function" and source.all_input_nodes:
+            source = source.all_input_nodes[0]
+        if not isinstance(source, fx.Node) or source.op != "get_attr":
+            return
+        if source is value or source.meta["val"].shape == value.meta["val"].shape:
+            self._notes.producers.setdefault(str(source.target), (axis, kind))
 
     def has_heads(self, dims: Sequence[Dim]) -> None:
         """State that ``dims`` are the leading dimensions of a product: what can be cut of them are heads."""
         self._notes.heads.extend(dims)
+
+
+def passed_on(dim: Dim) -> Dim:
+    """In a read's dimension, the place of a factor that is not summed over."""
+    return fresh(size_of(dim), "passed on")
 
 
 def shape_of(value: Tensor) -> tuple[int, ...]:

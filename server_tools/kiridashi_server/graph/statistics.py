@@ -25,7 +25,7 @@ def set_batch_norm_training(program: fx.GraphModule, on: bool) -> None:
     program.recompile()
 
 
-def reestimate_batch_norm(program: fx.GraphModule, batches: Iterable[Tensor]) -> fx.GraphModule:
+def reestimate_batch_norm(program: fx.GraphModule, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> fx.GraphModule:
     """A copy of ``program`` whose running statistics are those of ``batches``, each batch weighing the same.
 
     After a cut the statistics learnt by the dense model no longer fit. One forward pass for each batch
@@ -34,7 +34,8 @@ def reestimate_batch_norm(program: fx.GraphModule, batches: Iterable[Tensor]) ->
 
     Args:
         program: any program; without batch normalisation the copy is simply equal.
-        batches: inputs [N, ...]; at least one, each with more than one value per channel.
+        batches: inputs [N, ...], or tuples of them for a program with several; at least one, each with more
+            than one value per channel.
 
     Raises:
         GraphError: no batch was given, or one is too small to have a variance.
@@ -59,9 +60,9 @@ class _Refresh(fx.Interpreter):
         super().__init__(program)
         self.seen = 0
 
-    def take(self, batch: Tensor) -> None:
+    def take(self, batch: Tensor | tuple[Tensor, ...]) -> None:
         self.seen += 1
-        self.run(batch)
+        self.run(*(batch if isinstance(batch, tuple) else (batch,)))
 
     def run_node(self, n: fx.Node) -> Any:
         if operator_name(n) != "batch_norm":

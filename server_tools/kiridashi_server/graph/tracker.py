@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from kiridashi_server.graph import operators
-from kiridashi_server.graph.dims import Atom, Dims, freeze, fresh, is_frozen, leaves, reason_of, size_of
+from kiridashi_server.graph.dims import Atom, Dims, freeze, freeze_all, fresh, is_frozen, leaves, reason_of, size_of
 from kiridashi_server.graph.errors import GraphError
 from kiridashi_server.graph.layout import Frozen, Group, Kind, Layout, Member
-from kiridashi_server.graph.program import operator_name, tensor_of
-from kiridashi_server.graph.rules import Call, Notes, Read, Result, Slot, find_rule, shape_of
+from kiridashi_server.graph.program import operator_name, tensor_names, tensor_of
+from kiridashi_server.graph.protection import Protection
+from kiridashi_server.graph.rules import Average, Call, Norm, Notes, Read, Result, Slot, find_rule, shape_of
 
 OUTPUT = "output"
 """Name under which a read of the program's output by the outside is recorded."""
@@ -32,9 +33,12 @@ class Tracking:
         atoms: the atom behind each group name.
         reads: where operators sum over a dimension, in graph order.
         slots: arguments that hold a size.
+        averages: where an operator divides a sum over a dimension by its size.
+        norms: where an operator takes statistics over a dimension that can be cut.
         works: for every operator that multiplies, the dimensions whose product is its cost.
         layout: the groups.
-        unknown: operators without a rule, or used in a way the rule does not understand, and how often.
+        unknown: operators without a rule, or used in a way the rule does not understand, that froze something,
+            and how often.
     """
 
     tensors: Mapping[str, Dims]
@@ -43,6 +47,8 @@ class Tracking:
     atoms: Mapping[str, Atom]
     reads: tuple[Read, ...]
     slots: tuple[Slot, ...]
+    averages: tuple[Average, ...]
+    norms: tuple[Norm, ...]
     works: tuple[tuple[tuple[Atom, ...], ...], ...]
     layout: Layout
     unknown: Mapping[str, int]
@@ -53,24 +59,41 @@ class Tracking:
         return {atom: name for name, atom in self.atoms.items()}
 
 
-def track(program: fx.GraphModule, *, cuttable_output: bool = False) -> Tracking:
+def track(
+    program: fx.GraphModule,
+    *,
+    cuttable_output: bool = False,
+    protect: Iterable[str] = (),
+    cut_normalised: bool = False,
+) -> Tracking:
     """Find all groups of ``program``.
 
     Args:
         program: from :func:`~kiridashi_server.graph.program.capture`.
         cuttable_output: the output is features of shape [N, D] whose reader (a task's head) stands outside
             and can be cut too: then D is not frozen, and the output counts as a place where it is read.
+        protect: names of modules or parameters that must stay as they are, every axis of every parameter in
+            them: ``"blocks.3"``, ``"head.weight"``, ``"*.attention"`` (``*`` stands for anything).
+        cut_normalised: whether units that a layer, root-mean-square or group normalisation takes statistics
+            over can be cut, such as the residual stream of a transformer. The statistics are then those of
+            the units that stay, in the cut as in the masked dense program. By default they are frozen.
 
     Raises:
-        GraphError: ``cuttable_output`` and the output is not one tensor with a batch and one more dimension.
+        GraphError: ``cuttable_output`` and the output is not one tensor with a batch and one more dimension;
+            or a name in ``protect`` that nothing has.
     """
-    return _Tracker(program, cuttable_output).run()
+    protection = Protection.of(protect, tensor_names(program))
+    return _Tracker(program, protection, cuttable_output=cuttable_output, cut_normalised=cut_normalised).run()
 
 
 class _Tracker:
-    def __init__(self, program: fx.GraphModule, cuttable_output: bool) -> None:
+    def __init__(
+        self, program: fx.GraphModule, protection: Protection, *, cuttable_output: bool, cut_normalised: bool
+    ) -> None:
         self.program = program
+        self.protection = protection
         self.cuttable_output = cuttable_output
+        self.cut_normalised = cut_normalised
         self.known: dict[fx.Node, Result] = {}
         self.tensors: dict[str, Dims] = {}
         self.by_identity: dict[int, Dims] = {}
@@ -96,6 +119,8 @@ class _Tracker:
             atoms=atoms,
             reads=tuple(self.notes.reads),
             slots=tuple(self.notes.slots),
+            averages=tuple(self.notes.averages),
+            norms=tuple(self.notes.norms),
             works=tuple(self.notes.works),
             layout=layout,
             unknown=self.unknown,
@@ -109,12 +134,15 @@ class _Tracker:
         if name not in self.tensors:
             tensor = tensor_of(self.program, name)
             self.tensors[name] = self.by_identity.setdefault(id(tensor), [fresh(size) for size in tensor.shape])
+            if self.protection.covers(name):
+                freeze_all(self.tensors[name], "protected")
         return self.tensors[name]
 
     def _call(self, node: fx.Node) -> None:
         value = node.meta.get("val")
         rule = find_rule(operator_name(node))
-        result = rule(Call(node, self.known, self.notes)) if rule is not None else None
+        call = Call(node, self.known, self.notes, normalised=self.cut_normalised)
+        result = rule(call) if rule is not None else None
         if result is None or not _fits(result, value):
             result = self._give_up(node, value)
         if isinstance(value, Tensor | tuple | list):
@@ -122,19 +150,21 @@ class _Tracker:
 
     def _give_up(self, node: fx.Node, value: Any) -> Result:
         name = operator_name(node)
-        if any(operand in self.known for operand in node.all_input_nodes):
+        if any(not is_frozen(dim) for operand in node.all_input_nodes for dim in self._dims(operand)):
             self.unknown[name] = self.unknown.get(name, 0) + 1
         for operand in node.all_input_nodes:
             self._freeze(operand, f"operator without a rule here: {name}")
         if isinstance(value, tuple | list):
-            return tuple([fresh(size, name) for size in shape_of(item)] for item in value)
-        return [fresh(size, name) for size in shape_of(value)] if isinstance(value, Tensor) else []
+            return tuple(_frozen(item, name) for item in value)
+        return _frozen(value, name)
 
     def _freeze(self, node: fx.Node, reason: str) -> None:
+        freeze_all(self._dims(node), reason)
+
+    def _dims(self, node: fx.Node) -> Dims:
+        """All dimensions of what ``node`` gives, one tensor or several."""
         result = self.known.get(node, [])
-        for dims in result if isinstance(result, tuple) else (result,):
-            for dim in dims:
-                freeze(dim, reason)
+        return [dim for dims in result for dim in dims] if isinstance(result, tuple) else result
 
     def _output(self, node: fx.Node) -> None:
         value = node.args[0]
@@ -161,6 +191,10 @@ class _Tracker:
                 yield name
 
 
+def _frozen(value: Any, reason: str) -> Dims:
+    return [fresh(size, reason) for size in shape_of(value)] if isinstance(value, Tensor) else []
+
+
 def _fits(result: Result, value: Any) -> bool:
     """Whether a rule's dimensions have the traced sizes; if not, the rule does not hold for this call."""
     if isinstance(value, Tensor):
@@ -182,16 +216,18 @@ def _groups(tensors: Mapping[str, Dims], parameters: Sequence[str], notes: Notes
                 frozen.append(Frozen(name, axis, size_of(dim), reason_of(dim)))
     heads = {atom for dim in notes.heads for atom in leaves(dim)}
     order = {name: place for place, name in enumerate(notes.producers)}
+    making = {(name, axis) for name, (axis, _) in notes.producers.items()}
 
     atoms: dict[str, Atom] = {}
     found: list[tuple[int, Group]] = []
     for atom, places in members.items():
         places.sort(key=lambda member: (_natural(member.parameter), member.axis))
-        made = sorted({place.parameter for place in places if place.axis == 0} & order.keys(), key=order.__getitem__)
+        makers = {place.parameter for place in places if (place.parameter, place.axis) in making}
+        made = sorted(makers, key=order.__getitem__)
         kind: Kind = "node"
         if atom in heads:
             kind = "head"
-        elif any(notes.producers[name] == "filter" for name in made):
+        elif any(notes.producers[name][1] == "filter" for name in made):
             kind = "filter"
         name = _name((made or [places[0].parameter])[0], kind, atoms)
         atoms[name] = atom

@@ -66,6 +66,18 @@ def _swin() -> nn.Module:
     return Logits(transformers.SwinForImageClassification(config))
 
 
+def _regnet() -> nn.Module:
+    config = transformers.RegNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32, 48], depths=[1, 2, 1], groups_width=8, num_labels=5
+    )
+    return Logits(transformers.RegNetForImageClassification(config))
+
+
+def _convnext_v2() -> nn.Module:
+    config = transformers.ConvNextV2Config(hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 2, 1], num_labels=5)
+    return Logits(transformers.ConvNextV2ForImageClassification(config))
+
+
 ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "resnet-basic": lambda: _resnet("basic"),
     "resnet-bottleneck": lambda: _resnet("bottleneck"),
@@ -75,6 +87,8 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "efficientnet": _efficientnet,
     "mobilevit": _mobilevit,
     "swin": _swin,
+    "regnet": _regnet,
+    "convnext-v2": _convnext_v2,
 }
 
 

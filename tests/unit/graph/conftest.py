@@ -97,7 +97,7 @@ class Unknown(nn.Module):
         return self.third(self.second(torch.cumsum(self.first(x), dim=1))).mean((2, 3))
 
 
-def randomise(module: nn.Module) -> nn.Module:
+def randomised(module: nn.Module) -> nn.Module:
     """The module in float64 with weights, statistics and affine parameters that hide no mistake."""
     generator = torch.Generator().manual_seed(7)
     module = module.double().eval()
@@ -128,9 +128,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def randomise() -> Callable[[nn.Module], nn.Module]:
+    """Turns a module into float64 with random weights, always the same."""
+    return randomised
+
+
+@pytest.fixture(scope="session")
 def make_model() -> Callable[[str], nn.Module]:
     """A tiny model by name, new at each call and always with the same weights."""
-    return lambda name: randomise(MODELS[name]())
+    return lambda name: randomised(MODELS[name]())
 
 
 @pytest.fixture(scope="session")
@@ -139,7 +145,7 @@ def captured(images: Tensor) -> Callable[[str], tuple[fx.GraphModule, Tracking]]
 
     @cache
     def capture_once(name: str) -> tuple[fx.GraphModule, Tracking]:
-        program = capture(randomise(MODELS[name]()), images)
+        program = capture(randomised(MODELS[name]()), images)
         return program, track(program)
 
     return capture_once

@@ -107,7 +107,7 @@ class Fixtures:
             return self.out(y.transpose(1, 2).flatten(2)).mean(1)
 
     class Merged(nn.Module):
-        """The batch merged with heads, so that a size is computed in the graph."""
+        """The batch merged with heads: the exporter computes that size in the graph, the program infers it."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -121,7 +121,7 @@ class Fixtures:
             return self.out(functional.relu(x).reshape(-1, 15))
 
     class Grouped(nn.Module):
-        """A grouped convolution, whose channels are frozen, between two full ones."""
+        """A grouped convolution and as many normalised groups between two full convolutions."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -138,11 +138,11 @@ class Fixtures:
 @pytest.mark.parametrize(
     ("model", "groups"),
     [
-        (Fixtures.Multiplier(), {"first": 4}),
+        (Fixtures.Multiplier(), {"first": 4, "depthwise": 2}),
         (Fixtures.Tied(), {"enter": 6}),
         (Fixtures.Explicit(), {"enter": 8, "qkv:head": 3, "qkv": 4, "qkv:node2": 4}),
-        (Fixtures.Merged(), {"enter": 4, "inner": 5}),
-        (Fixtures.Grouped(), {"wide": 10}),
+        (Fixtures.Merged(), {"enter": 3, "enter:node2": 4, "inner": 5}),
+        (Fixtures.Grouped(), {"first": 2, "first:filter2": 4, "wide": 10}),
     ],
     ids=lambda value: type(value).__name__,
 )

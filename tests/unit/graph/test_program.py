@@ -74,6 +74,11 @@ def test_an_empty_example_is_refused(images: Tensor) -> None:
         capture(nn.Identity(), images[:0])
 
 
+def test_no_example_is_refused() -> None:
+    with pytest.raises(GraphError, match="example input has shape"):
+        capture(nn.Identity(), ())
+
+
 def test_a_pair_of_tensors_is_given_as_a_tuple(images: Tensor) -> None:
     first, second = capture(Pair(), images)(images)
     assert torch.equal(first, images + 1)

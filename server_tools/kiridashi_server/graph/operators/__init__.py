@@ -1,7 +1,7 @@
 """The rules of all known operators; importing this package fills the table in ``rules``."""
 
-from kiridashi_server.graph.operators import compute, rearrange
+from kiridashi_server.graph.operators import compute, contract, join, normalise, rearrange
 
-KERNEL = compute.KERNEL
+KERNEL = contract.KERNEL
 
-__all__ = ["KERNEL", "compute", "rearrange"]
+__all__ = ["KERNEL", "compute", "contract", "join", "normalise", "rearrange"]

@@ -1,25 +1,25 @@
-"""Rules of operators that compute: elementwise, sums over channels, normalisation, reductions, resampling."""
+"""Rules of operators that compute without weights of several axes: elementwise, reductions, resampling."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from kiridashi_server.graph.dims import ONE, broadcast, freeze, freeze_all, fresh, size_of, unify
+from kiridashi_server.graph.dims import ONE, Dims, broadcast, freeze, freeze_all, fresh, size_of, unify
 from kiridashi_server.graph.rules import Call, Result, rule
-
-KERNEL = "kernel size"
-
 
 # --- elementwise ------------------------------------------------------------------------------------------
 
 
 @rule(
-    *("add", "sub", "rsub", "mul", "div", "pow", "maximum", "minimum", "where", "neg", "abs", "exp", "log"),
-    *("sqrt", "rsqrt", "square", "reciprocal", "erf", "sin", "cos", "tanh", "sigmoid", "relu", "relu6"),
+    *("add", "sub", "rsub", "mul", "div", "pow", "maximum", "minimum", "where", "neg", "abs", "exp", "log", "log1p"),
+    *("sqrt", "rsqrt", "square", "reciprocal", "erf", "sin", "cos", "tanh", "sigmoid", "relu", "relu6", "expm1"),
     *("hardtanh", "clamp", "clamp_min", "clamp_max", "silu", "gelu", "mish", "elu", "selu", "celu", "softplus"),
-    *("leaky_relu", "hardswish", "hardsigmoid", "log_sigmoid", "dropout", "feature_dropout"),
-    *("contiguous", "clone", "alias", "detach", "lift_fresh_copy", "masked_fill"),
-    *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not"),
+    *("leaky_relu", "hardswish", "hardsigmoid", "log_sigmoid", "softsign", "dropout", "feature_dropout"),
+    *("contiguous", "clone", "alias", "detach", "lift_fresh_copy", "masked_fill", "atan2", "addcmul", "lerp"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or"),
+    *("__and__", "__or__", "__xor__"),
+    *("bitwise_not", "floor", "ceil", "round", "sign", "floor_divide", "remainder", "atan", "isnan", "nan_to_num"),
 )
 def elementwise(call: Call) -> Result | None:
     """The operator treats every element alike, after broadcasting its tensor arguments."""
@@ -27,163 +27,74 @@ def elementwise(call: Call) -> Result | None:
     return broadcast(operands) if operands else None
 
 
+@rule("prelu")
+def prelu(call: Call) -> Result | None:
+    """One slope for each channel, or one for all."""
+    source, slope = call.dims("self"), call.dims("weight")
+    if source is None or slope is None:
+        return None
+    if size_of(slope[0]) > 1:
+        unify(slope[0], source[1])
+    return source
+
+
 @rule("to", "_to_copy", "type_as", "zeros_like", "ones_like", "full_like")
 def recast(call: Call) -> Result | None:
     """The result has the shape of the first argument, whatever the others say."""
-    return call.dims("self") or call.dims("input")
+    source = call.dims("self")
+    return call.dims("input") if source is None else source
 
 
-# --- sums over channels -----------------------------------------------------------------------------------
+@rule("new_zeros", "new_ones", "new_full", "new_empty")
+def create(call: Call) -> Result | None:
+    """A constant of the shape asked for; of the first argument only dtype and device are taken."""
+    return [fresh(size, "a constant's size") for size in call.shape]
 
 
-@rule("conv1d", "conv2d", "conv3d")
-def convolution(call: Call) -> Result | None:
-    """Full convolutions read their input channels; depthwise ones pass them on, each to its own outputs."""
-    source, weight, bias = call.dims("input"), call.dims("weight"), call.dims("bias")
-    groups = call.arguments["groups"]
-    if source is None or weight is None or len(source) != len(weight) or not isinstance(groups, int):
-        return None
-    freeze_all(source[2:], "convolved over")
-    freeze_all(weight[2:], KERNEL)
-    if groups == 1:
-        unify(source[1], weight[1])
-        call.reads("input", 1 - len(source), source[1])
-        call.produces("weight", "filter")
-    elif groups == size_of(source[1]):
-        outputs = size_of(weight[0]) // groups
-        unify(weight[0], source[1] + fresh(outputs, "outputs of one depthwise channel"))
-        call.resizes("groups", source[1])
-    else:
-        freeze_all([source[1], *weight[:2]], "grouped convolution")
-    if bias is not None:
-        unify(bias[0], weight[0])
-    result = [source[0], weight[0], *(fresh(size, "position") for size in call.shape[2:])]
-    call.works(*result, *weight[1:])
-    return result
+# --- reductions -------------------------------------------------------------------------------------------
 
 
-@rule("linear")
-def linear(call: Call) -> Result | None:
-    """The operator reads the last dimension."""
-    source, weight, bias = call.dims("input"), call.dims("weight"), call.dims("bias")
-    if source is None or weight is None or len(weight) != 2:
-        return None
-    unify(source[-1], weight[1])
-    if bias is not None:
-        unify(bias[0], weight[0])
-    call.reads("input", -1, source[-1])
-    call.produces("weight", "node")
-    call.works(*source[:-1], *weight)
-    return [*source[:-1], weight[0]]
-
-
-@rule("matmul", "bmm")
-def product(call: Call) -> Result | None:
-    """The operator reads the inner dimension; leading ones are passed on."""
-    left, right = call.dims("self"), call.dims("other") or call.dims("mat2")
-    if left is None or right is None or len(left) < 2 or len(right) < 2:
-        return None
-    unify(left[-1], right[-2])
-    call.reads("self", -1, left[-1])
-    leading = broadcast([left[:-2], right[:-2]])
-    call.has_heads(leading)
-    call.works(*leading, left[-2], left[-1], right[-1])
-    return [*leading, left[-2], right[-1]]
-
-
-@rule("scaled_dot_product_attention")
-def attention(call: Call) -> Result | None:
-    """Heads and value channels are passed on; the query's size sets the scale and must stay."""
-    query, key, value = call.dims("query"), call.dims("key"), call.dims("value")
-    if query is None or key is None or value is None or call.arguments.get("enable_gqa"):
-        return None
-    if not len(query) == len(key) == len(value) or len(query) < 3:
-        return None
-    leading = broadcast([query[:-2], key[:-2], value[:-2]])
-    unify(query[-1], key[-1])
-    freeze(query[-1], "its size sets the scale of attention")
-    unify(key[-2], value[-2])
-    freeze(key[-2], "attended over")
-    if call.arguments["is_causal"]:
-        freeze(query[-2], "its order matters")
-    mask = call.dims("attn_mask")
-    if mask is not None:
-        broadcast([[*leading, query[-2], key[-2]], mask])
-    call.has_heads(leading)
-    call.works(*leading, query[-2], key[-2], query[-1])
-    call.works(*leading, query[-2], key[-2], value[-1])
-    return [*leading, query[-2], value[-1]]
-
-
-# --- normalisation ----------------------------------------------------------------------------------------
-
-
-@rule("batch_norm")
-def batch_norm(call: Call) -> Result | None:
-    """Every channel is normalised by itself."""
-    source = call.dims("input")
-    if source is None or len(source) < 2:
-        return None
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        vector = call.dims(name)
-        if vector is not None:
-            unify(vector[0], source[1])
-    return source
-
-
-@rule("layer_norm", "rms_norm")
-def layer_norm(call: Call) -> Result | None:
-    """The last dimensions are normalised together, so none of their units can go without changing the rest."""
-    source = call.dims("input")
-    if source is None:
-        return None
-    normalised = source[-len(call.arguments["normalized_shape"]) :]
-    freeze_all(normalised, "layer normalisation")
-    for name in ("weight", "bias"):
-        for dim, other in zip(call.dims(name) or [], normalised, strict=False):
-            unify(dim, other)
-    return source
-
-
-@rule("group_norm")
-def group_norm(call: Call) -> Result | None:
-    """Channels of one group are normalised together."""
-    source = call.dims("input")
-    if source is None:
-        return None
-    freeze_all(source[1:], "group normalisation")
-    for name in ("weight", "bias"):
-        vector = call.dims(name)
-        if vector is not None:
-            unify(vector[0], source[1])
-    return source
-
-
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax")
-def softmax(call: Call) -> Result | None:
-    """One dimension is normalised over."""
+@rule("mean", "sum", "linalg_vector_norm")
+def summing_reduction(call: Call) -> Result | None:
+    """The reduced dimensions are read: a zero adds nothing to a sum, a mean (its divisor kept) or a norm."""
     source = call.dims("self")
     if source is None:
         return None
-    freeze(source[call.arguments["dim"]], "softmax")
-    return source
+    reduced = _reduced(call, source)
+    for axis in reduced:
+        if call.name == "linalg_vector_norm" and not 0 < call.arguments["ord"] < math.inf:
+            freeze(source[axis], "reduced (norm)")
+        call.reads("self", axis - len(source), source[axis])
+        if call.name == "mean":
+            call.averages(source[axis])
+    return _without(call, source, reduced)
 
 
-# --- reductions and positions -----------------------------------------------------------------------------
-
-
-@rule("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm")
+@rule("amax", "amin", "var", "std", "argmax", "argmin", "any", "all")
 def reduction(call: Call) -> Result | None:
     """The reduced dimensions must stay whole."""
-    source, axes = call.dims("self"), call.arguments.get("dim")
-    if source is None or axes is None:
+    source = call.dims("self")
+    if source is None:
         return None
-    reduced = {axis % len(source) for axis in (axes if isinstance(axes, Sequence) else [axes])}
+    reduced = _reduced(call, source)
     for axis in reduced:
         freeze(source[axis], f"reduced ({call.name})")
+    return _without(call, source, reduced)
+
+
+def _reduced(call: Call, source: Dims) -> list[int]:
+    axes = call.arguments.get("dim")
+    named = range(len(source)) if axes is None or axes == [] else axes if isinstance(axes, Sequence) else [axes]
+    return sorted({axis % len(source) for axis in named})
+
+
+def _without(call: Call, source: Dims, reduced: Sequence[int]) -> Dims:
     if len(call.shape) == len(source):
         return [ONE if axis in reduced else dim for axis, dim in enumerate(source)]
     return [dim for axis, dim in enumerate(source) if axis not in reduced]
+
+
+# --- positions --------------------------------------------------------------------------------------------
 
 
 def _positions(call: Call, trailing: int) -> Result | None:
@@ -205,6 +116,55 @@ def positions_1d(call: Call) -> Result | None:
 def positions_2d(call: Call) -> Result | None:
     """The last two dimensions are resampled."""
     return _positions(call, 2)
+
+
+@rule("grid_sampler")
+def grid_sample(call: Call) -> Result | None:
+    """Positions are sampled where another tensor says; channels are passed on."""
+    source, grid = call.dims("input"), call.dims("grid")
+    if source is None or grid is None:
+        return None
+    freeze_all([*source[2:], *grid[1:]], "sampled")
+    return [broadcast([source[:1], grid[:1]])[0], source[1], *grid[1:-1]]
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(call: Call) -> Result | None:
+    """Channels are (channel, place in the cell); the places become positions."""
+    source = call.dims("self")
+    if source is None or len(source) < 3:
+        return None
+    freeze_all(source[-2:], "position")
+    channels = fresh(call.shape[-3])
+    unify(source[-3], channels + fresh(call.arguments["upscale_factor"] ** 2, "becomes positions"))
+    return [*source[:-3], channels, *(fresh(size, "position") for size in call.shape[-2:])]
+
+
+@rule("pixel_unshuffle", "im2col")
+def cells_to_channels(call: Call) -> Result | None:
+    """Positions become channels: (channel, place in the cell)."""
+    source = call.dims("self")
+    if source is None or len(source) != 4:
+        return None
+    freeze_all(source[-2:], "position")
+    places = call.shape[1] // size_of(source[1])
+    return [
+        source[0],
+        source[1] + fresh(places, "was positions"),
+        *(fresh(size, "position") for size in call.shape[2:]),
+    ]
+
+
+@rule("col2im")
+def channels_to_cells(call: Call) -> Result | None:
+    """Channels (channel, place in the cell) become positions, where they are added up."""
+    source = call.dims("self")
+    if source is None or len(source) != 3:
+        return None
+    freeze(source[2], "position")
+    channels = fresh(call.shape[1])
+    unify(source[1], channels + fresh(size_of(source[1]) // call.shape[1], "becomes positions"))
+    return [source[0], channels, *(fresh(size, "position") for size in call.shape[2:])]
 
 
 @rule("pad", "constant_pad_nd")

@@ -1,23 +1,11 @@
-"""Rules of operators that rearrange: other shapes and orders, joining and taking apart."""
+"""Rules of operators that rearrange: other shapes, other orders, repetition."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kiridashi_server.graph.dims import (
-    ONE,
-    broadcast,
-    concatenate,
-    freeze,
-    fresh,
-    is_frozen,
-    regroup,
-    size_of,
-    unify,
-)
+from kiridashi_server.graph.dims import ONE, broadcast, freeze, fresh, regroup, size_of, unify
 from kiridashi_server.graph.rules import Call, Result, rule
-
-# --- shape ------------------------------------------------------------------------------------------------
 
 
 @rule("view", "reshape", "_unsafe_view")
@@ -115,9 +103,7 @@ def expand(call: Call) -> Result | None:
     if source is None:
         return None
     aligned = [ONE] * (len(call.shape) - len(source)) + source
-    result = [
-        dim if size_of(dim) == size else fresh(size, "repeated") for dim, size in zip(aligned, call.shape, strict=True)
-    ]
+    result = [dim if size_of(dim) == size else fresh(size) for dim, size in zip(aligned, call.shape, strict=True)]
     call.resizes_items("size", result)
     return result
 
@@ -129,83 +115,44 @@ def expand_as(call: Call) -> Result | None:
     return None if source is None or other is None else broadcast([source, other])
 
 
-# --- joining and taking apart -----------------------------------------------------------------------------
-
-
-@rule("cat", "concat")
-def cat(call: Call) -> Result | None:
-    """One dimension is a concatenation, the others are the same in all parts."""
-    parts = [call.dims_of(value) for value in call.arguments["tensors"]]
-    known = [part for part in parts if part is not None]
-    if not known or len(known) != len(parts) or len({len(part) for part in known}) != 1:
-        return None
-    axis = call.arguments["dim"] % len(known[0])
-    return [
-        concatenate([part[place] for part in known])
-        if place == axis
-        else broadcast([[part[place]] for part in known])[0]
-        for place in range(len(known[0]))
-    ]
-
-
-@rule("split_with_sizes")
-def split(call: Call) -> Result | None:
-    """One dimension is taken apart into pieces, whose sizes a cut rewrites."""
+@rule("repeat", "tile")
+def repeat(call: Call) -> Result | None:
+    """Dimensions are repeated as a whole: (copy, index)."""
     source = call.dims("self")
-    if source is None:
+    argument = "repeats" if call.name == "repeat" else "dims"
+    if source is None or len(call.arguments[argument]) != len(call.shape):
+        return None
+    aligned = [ONE] * (len(call.shape) - len(source)) + source
+    copies = [fresh(size // size_of(dim)) for size, dim in zip(call.shape, aligned, strict=True)]
+    call.resizes_items(argument, copies)
+    return [copy + dim for copy, dim in zip(copies, aligned, strict=True)]
+
+
+@rule("repeat_interleave")
+def repeat_interleave(call: Call) -> Result | None:
+    """Each index of one dimension is repeated: (index, copy)."""
+    source, times = call.dims("self"), call.arguments["repeats"]
+    if source is None or not isinstance(times, int) or call.arguments["dim"] is None:
         return None
     axis = call.arguments["dim"] % len(source)
-    sizes = [shape[axis] for shape in call.shapes]
-    if is_frozen(source[axis]):
-        pieces = [fresh(size, "part of a frozen dimension") for size in sizes]
+    copies = fresh(times)
+    if call.arguments["output_size"] is None:
+        call.resizes("repeats", copies)
     else:
-        pieces = [fresh(size) for size in sizes]
-        unify(concatenate(pieces), source[axis])
-        call.resizes_items("split_sizes", pieces)
-    return tuple([*source[:axis], piece, *source[axis + 1 :]] for piece in pieces)
+        freeze(source[axis] + copies, "repeated to a fixed size")
+    return [*source[:axis], source[axis] + copies, *source[axis + 1 :]]
 
 
-@rule("unbind")
-def unbind(call: Call) -> Result | None:
-    """One dimension is taken apart into its single indices."""
-    source = call.dims("self")
-    if source is None:
+@rule("channel_shuffle")
+def channel_shuffle(call: Call) -> Result | None:
+    """Channels (group, channel of the group) become (channel of the group, group)."""
+    source, groups = call.dims("self"), call.arguments["groups"]
+    if source is None or not isinstance(groups, int):
         return None
-    axis = call.arguments["dim"] % len(source)
-    freeze(source[axis], "taken apart")
-    return tuple([*source[:axis], *source[axis + 1 :]] for _ in call.shapes)
-
-
-@rule("select")
-def select(call: Call) -> Result | None:
-    """One index of a dimension is taken."""
-    source = call.dims("self")
-    if source is None:
-        return None
-    axis = call.arguments["dim"] % len(source)
-    freeze(source[axis], "indexed")
-    return [*source[:axis], *source[axis + 1 :]]
-
-
-@rule("slice")
-def take_range(call: Call) -> Result | None:
-    """A range of a dimension is taken; a range that is everything changes nothing."""
-    source = call.dims("self")
-    if source is None:
-        return None
-    axis = call.arguments["dim"] % len(source)
-    if call.shape[axis] == size_of(source[axis]):
-        return source
-    freeze(source[axis], "sliced")
-    return [*source[:axis], fresh(call.shape[axis], "sliced"), *source[axis + 1 :]]
-
-
-@rule("getitem")
-def getitem(call: Call) -> Result | None:
-    """One result of an operator with several."""
-    holder, index = call.node.args
-    parts = call.parts_of(holder)
-    return parts[index] if parts is not None and isinstance(index, int) else None
+    group, inner = fresh(groups), fresh(size_of(source[1]) // groups)
+    unify(source[1], group + inner)
+    call.resizes("groups", group)
+    return [source[0], inner + group, *source[2:]]
 
 
 @rule("sym_size")
