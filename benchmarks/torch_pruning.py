@@ -70,7 +70,7 @@ def prune_half(
 def _at_most(seconds: int) -> Iterator[None]:
     """Raise TimeoutError in the block when it takes longer; on the main thread of a POSIX system."""
 
-    def stop(signal_number: int, frame: FrameType | None) -> None:
+    def stop(_signal_number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"not finished after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
