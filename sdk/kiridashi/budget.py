@@ -27,7 +27,7 @@ Limit = Literal["memory", "file", "latency"]
 _REPEATS = 2
 
 
-class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
+class Budget(msgspec.Struct, frozen=True):
     """Limits for one model on one device class; ``None`` means "no limit".
 
     Attributes:

@@ -104,7 +104,9 @@ def test_the_plan_and_the_comparison_hold_together(report) -> None:
 def test_the_device_kept_the_budget_and_serves_what_was_delivered(finished) -> None:
     out, report, _ = finished
     assert report["measured"]["verdict"] == "within"
-    assert all(0 < report["measured"][limit] <= report["budget"][limit] for limit in LIMITS)
+    set_limits = {limit: value for limit, value in report["budget"].items() if value is not None}
+    assert {"memory_bytes", "file_bytes"} <= set(set_limits)  # latency is left out, aloud, on a machine that is busy
+    assert all(0 < report["measured"][limit] <= value for limit, value in set_limits.items())
     model = next(row for row in report["artifacts"] if row["kind"] == "onnx-fp32")
     assert model["bytes"] == report["measured"]["file_bytes"]
     assert model["max_abs_diff"] < 1e-3

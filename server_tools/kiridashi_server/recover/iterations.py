@@ -43,7 +43,7 @@ class RecoverSettings:
 
     Attributes:
         iterations: optimiser steps (Adam) on all weights after the closed-form part; 0 is allowed.
-        learning_rate: the largest of Adam; see :func:`rate_share`.
+        learning_rate: of Adam, falling to zero along a cosine.
         batch_size: images a step.
         ridge: relative strength of the head's ridge regression.
         repair: whether consumers are re-fitted in closed form after the cut; decides the treatment of statistics.
@@ -52,7 +52,7 @@ class RecoverSettings:
     """
 
     iterations: int = 20
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     batch_size: int = 32
     ridge: float = DEFAULT_RIDGE
     repair: bool = True
@@ -173,16 +173,6 @@ def correct(model: nn.Module, backbone: Backbone, samples: Samples) -> np.ndarra
     return right
 
 
-def rate_share(step: int, total: int) -> float:
-    """The share of the largest learning rate that step ``step`` of ``total`` (from 0) uses.
-
-    It rises linearly over the first quarter, times a cosine that falls to zero at ``total``. Adam's first steps have
-    their full length however small the gradient is; at full rate they undo much of what the closed form has fitted.
-    """
-    rise = min(1.0, (step + 1) / (total // 4 + 1))
-    return rise * (1 + math.cos(math.pi * step / total)) / 2
-
-
 def _repair_images(inputs: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """``count`` augmented copies of the inputs, spread evenly over them."""
     order = torch.randperm(len(inputs), generator=generator)
@@ -201,7 +191,7 @@ def _iterate(
     model.requires_grad_(True)
     set_batch_norm_training(model.features, on=not settings.repair)
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_share(step, settings.iterations))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.iterations)
     batches = training_batches(inputs, labels, settings.batch_size, generator)
     losses = []
     for done in range(1, settings.iterations + 1):

@@ -9,7 +9,7 @@ from kiridashi_server.compose.selection import select
 from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.recover.inputs import augment, shuffled_batches, training_batches
-from kiridashi_server.recover.iterations import RecoverSettings, accuracy, rate_share, recover_cut
+from kiridashi_server.recover.iterations import RecoverSettings, accuracy, recover_cut
 from tiny_science import CLASSES, tiny_samples
 
 FEW = tiny_samples(8, 0)
@@ -46,17 +46,6 @@ def test_iterations_lower_the_loss_and_the_model_works(backbone, plan):
     assert np.mean(result.losses[-5:]) < np.mean(result.losses[:5])
     assert accuracy(result.model, backbone, TEST) > 0.7
     assert not any(parameter.requires_grad for parameter in result.model.parameters())
-
-
-@pytest.mark.parametrize("total", [1, 3, 20, 51])
-def test_the_rate_rises_over_a_quarter_and_then_falls_to_nothing(total):
-    shares = [rate_share(step, total) for step in range(total)]
-    peak = int(np.argmax(shares))
-    assert peak <= total // 4
-    assert shares[: peak + 1] == sorted(shares[: peak + 1])
-    assert shares[peak:] == sorted(shares[peak:], reverse=True)
-    assert 0 < min(shares) <= max(shares) <= 1
-    assert rate_share(total, total) == pytest.approx(0)
 
 
 def test_statistics_are_kept_after_a_repair_and_re_estimated_without(backbone, plan):
