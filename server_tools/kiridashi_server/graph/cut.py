@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count as count_up
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from kiridashi_server.graph.dims import Atom, Dims, count, indices, size_of
 from kiridashi_server.graph.errors import GraphError
 from kiridashi_server.graph.gates import Gated, insert_gates
 from kiridashi_server.graph.plan import Plan
-from kiridashi_server.graph.program import arguments, assemble, copy_graph, finish, set_argument, set_tensor
+from kiridashi_server.graph.program import (
+    arguments,
+    assemble,
+    copy_graph,
+    finish,
+    set_argument,
+    set_tensor,
+    tensor_names,
+)
 from kiridashi_server.graph.rules import Pick, Result
 from kiridashi_server.graph.tracker import Tracking
 
@@ -109,8 +118,10 @@ def _pick(program: fx.GraphModule, node: fx.Node, pick: Pick, kept: Mapping[Atom
     operand = arguments(node)[pick.argument]
     if len(chosen) == size_of(pick.dim) or not isinstance(operand, fx.Node):
         return False
-    name = f"picked.{node.name}_{pick.argument}{-pick.axis}"
-    set_tensor(program, name, torch.from_numpy(chosen).to(operand.meta["val"].device))
+    taken_names = tensor_names(program)  # a program that was cut before has such buffers already
+    name = next(name for number in count_up() if (name := f"picked.{node.name}_{number}") not in taken_names)
+    device = next(program.parameters()).device  # traced values of a program that was cut have none
+    set_tensor(program, name, torch.from_numpy(chosen).to(device))
     with program.graph.inserting_before(node):
         index = program.graph.get_attr(name)
         index.meta["val"] = torch.empty(len(chosen), dtype=torch.int64, device="meta")
