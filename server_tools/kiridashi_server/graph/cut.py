@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count as count_up
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,16 @@ from kiridashi_server.graph.dims import Atom, Dims, count, indices, size_of
 from kiridashi_server.graph.errors import GraphError
 from kiridashi_server.graph.gates import Gated, insert_gates
 from kiridashi_server.graph.plan import Plan
-from kiridashi_server.graph.program import arguments, copy_program, finish, set_argument, set_tensor, tensor_of
-from kiridashi_server.graph.rules import Result
+from kiridashi_server.graph.program import (
+    arguments,
+    assemble,
+    copy_graph,
+    finish,
+    set_argument,
+    set_tensor,
+    tensor_names,
+)
+from kiridashi_server.graph.rules import Pick, Result
 from kiridashi_server.graph.tracker import Tracking
 
 _FORMAT = "kiridashi-cut-1"
@@ -37,16 +46,17 @@ def cut(program: fx.GraphModule, tracking: Tracking, plan: Plan) -> fx.GraphModu
     plan.validate(tracking.layout)
     kept = {tracking.atoms[name]: np.asarray(units, dtype=np.int64) for name, units in plan.kept.items()}
     counts = {atom: len(units) for atom, units in kept.items()}
-    small = copy_program(program)
-    _cut_tensors(small, tracking, kept)
-    nodes = {node.name: node for node in small.graph.nodes}
+    graph = copy_graph(program)
+    nodes = {node.name: node for node in graph.nodes}
     for slot in tracking.slots:
         _resize(nodes[slot.node], slot.argument, slot.position, count(slot.dim, counts))
     for name, result in tracking.values.items():
         nodes[name].meta["val"] = _reshaped(nodes[name].meta.get("val"), result, counts)
     for average in tracking.averages:
-        _keep_divisor(small.graph, nodes[average.node], count(average.dim, counts) / size_of(average.dim))
-    return finish(small)
+        _keep_divisor(graph, nodes[average.node], count(average.dim, counts) / size_of(average.dim))
+    small = assemble(program, graph, lambda name, tensor: _cut_tensor(tensor, tracking.tensors[name], kept))
+    picked = [_pick(small, nodes[pick.node], pick, kept) for pick in tracking.picks]
+    return finish(small) if any(picked) else small
 
 
 def masked(program: fx.GraphModule, tracking: Tracking, plan: Plan) -> nn.Module:
@@ -74,26 +84,12 @@ class _Masked(nn.Module):
         return result
 
 
-def _cut_tensors(program: fx.GraphModule, tracking: Tracking, kept: Mapping[Atom, npt.NDArray[np.int64]]) -> None:
-    done: dict[int, Tensor] = {}  # one tensor under two names stays one tensor
-    for name, dims in tracking.tensors.items():
-        tensor = tensor_of(program, name)
-        if id(tensor) not in done:
-            done[id(tensor)] = _cut_tensor(tensor, dims, kept)
-        if done[id(tensor)] is not tensor:
-            set_tensor(program, name, done[id(tensor)])
-
-
 def _cut_tensor(tensor: Tensor, dims: Dims, kept: Mapping[Atom, npt.NDArray[np.int64]]) -> Tensor:
     small = tensor.detach()
     for axis, dim in enumerate(dims):
         chosen = indices(dim, kept)
         if len(chosen) != small.shape[axis]:
             small = small.index_select(axis, torch.from_numpy(chosen).to(small.device))
-    if small.shape == tensor.shape:
-        return tensor
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(small, requires_grad=tensor.requires_grad)
     return small
 
 
@@ -114,6 +110,28 @@ def _keep_divisor(graph: fx.Graph, mean: fx.Node, share: float) -> None:
         scaled = graph.call_function(torch.ops.aten.mul.Tensor, (mean, share))
     scaled.meta["val"] = mean.meta["val"]
     mean.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
+
+
+def _pick(program: fx.GraphModule, node: fx.Node, pick: Pick, kept: Mapping[Atom, npt.NDArray[np.int64]]) -> bool:
+    """Take the kept indices of a constant's axis, by a buffer beside it; whether there was anything to take."""
+    chosen = indices(pick.dim, kept)
+    operand = arguments(node)[pick.argument]
+    if len(chosen) == size_of(pick.dim) or not isinstance(operand, fx.Node):
+        return False
+    taken_names = tensor_names(program)  # a program that was cut before has such buffers already
+    name = next(name for number in count_up() if (name := f"picked.{node.name}_{number}") not in taken_names)
+    device = next(program.parameters()).device  # traced values of a program that was cut have none
+    set_tensor(program, name, torch.from_numpy(chosen).to(device))
+    with program.graph.inserting_before(node):
+        index = program.graph.get_attr(name)
+        index.meta["val"] = torch.empty(len(chosen), dtype=torch.int64, device="meta")
+        taken = program.graph.call_function(torch.ops.aten.index_select.default, (operand, pick.axis, index))
+    value = operand.meta["val"]
+    shape = list(value.shape)
+    shape[pick.axis] = len(chosen)
+    taken.meta["val"] = torch.empty(shape, dtype=value.dtype, device="meta")
+    set_argument(node, pick.argument, taken)
+    return True
 
 
 def _reshaped(value: Any, result: Result, counts: Mapping[Atom, int]) -> Any:

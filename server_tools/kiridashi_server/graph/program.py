@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,8 @@ def capture(module: nn.Module, example: Tensor | Sequence[Tensor], *, dynamic_ba
             next_step="pass an example such as torch.zeros(1, 3, 224, 224)",
         )
     model = copy.deepcopy(module).eval()
+    # The exporter leaves marks on the tensors it is shown; the caller's shall not have them.
+    examples = tuple(given.detach() for given in examples)
     shown, shapes = _with_batch(model, examples) if dynamic_batch else (examples, None)
     try:
         exported = torch.export.export(model, shown, dynamic_shapes=shapes)
@@ -144,22 +146,34 @@ def _single_output(leaves: Any, exported: fx.GraphModule, name: str) -> Any:
 
 def copy_program(program: fx.GraphModule) -> fx.GraphModule:
     """An independent copy: own parameters and buffers, own graph, same node names."""
+    return assemble(program, copy_graph(program), lambda name, tensor: tensor)
+
+
+def copy_graph(program: fx.GraphModule) -> fx.Graph:
+    """The program's graph again: own nodes of the same names, their traced values shared."""
     graph = fx.Graph()
     graph.output(graph.graph_copy(program.graph, {}))
-    copied = fx.GraphModule(program, graph, class_name="Program")
-    copied.train(program.training)
-    own: dict[int, Tensor] = {}  # one tensor under two names stays one tensor
+    return graph
+
+
+def assemble(program: fx.GraphModule, graph: fx.Graph, change: Callable[[str, Tensor], Tensor]) -> fx.GraphModule:
+    """A program of ``graph``, whose tensors are those of ``program`` after ``change``, or copies where it keeps them.
+
+    What is a parameter stays one, with its ``requires_grad``; a tensor under two names stays one tensor, and is
+    changed once.
+    """
+    made = fx.GraphModule(program, graph, class_name="Program")
+    made.train(program.training)
+    own: dict[int, Tensor] = {}
     for name in tensor_names(program):
         tensor = tensor_of(program, name)
         if id(tensor) not in own:
-            own[id(tensor)] = _own(tensor)
-        set_tensor(copied, name, own[id(tensor)])
-    return copied
-
-
-def _own(tensor: Tensor) -> Tensor:
-    copied = tensor.detach().clone()
-    return nn.Parameter(copied, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+            changed = change(name, tensor).detach()
+            changed = changed.clone() if changed.data_ptr() == tensor.data_ptr() else changed
+            parameter = isinstance(tensor, nn.Parameter)
+            own[id(tensor)] = nn.Parameter(changed, tensor.requires_grad) if parameter else changed
+        set_tensor(made, name, own[id(tensor)])
+    return made
 
 
 def operator_name(node: fx.Node) -> str:

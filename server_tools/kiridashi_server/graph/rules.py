@@ -74,6 +74,16 @@ class Average:
 
 
 @dataclass(frozen=True, slots=True)
+class Pick:
+    """Axis ``axis`` (negative) of the constant ``argument`` of ``node`` meets ``dim``: a cut picks its indices."""
+
+    node: str
+    argument: str
+    axis: int
+    dim: Dim
+
+
+@dataclass(frozen=True, slots=True)
 class Norm:
     """``node`` takes statistics over ``dim``, its channels; those that are cut do not count."""
 
@@ -93,12 +103,17 @@ class Slot:
 
 @dataclass(slots=True)
 class Notes:
-    """What the rules stated besides dimensions, over the whole program."""
+    """What the rules stated besides dimensions, over the whole program.
+
+    ``constants`` are the nodes whose values depend on no input and no parameter; sizes of inputs do not count.
+    """
 
     reads: list[Read] = field(default_factory=list)
     slots: list[Slot] = field(default_factory=list)
     averages: list[Average] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
+    picks: list[Pick] = field(default_factory=list)
+    constants: set[fx.Node] = field(default_factory=set)
     works: list[tuple[Dim, ...]] = field(default_factory=list)
     producers: dict[str, tuple[int, str]] = field(default_factory=dict)
     heads: list[Dim] = field(default_factory=list)
@@ -150,6 +165,14 @@ class Call:
     def averages(self, dim: Dim) -> None:
         """State that the operator divides a sum over ``dim`` by its size."""
         self._notes.averages.append(Average(self.node.name, dim))
+
+    def is_constant(self, value: Any) -> bool:
+        """Whether ``value`` is a node that depends on no input and no parameter."""
+        return value in self._notes.constants
+
+    def picks(self, argument: str, axis: int, dim: Dim) -> None:
+        """State that axis ``axis`` (negative) of the constant ``argument`` runs over ``dim``, which may be cut."""
+        self._notes.picks.append(Pick(self.node.name, argument, axis, dim))
 
     def normalises(self, dim: Dim) -> None:
         """State that the operator takes statistics over ``dim``; groups that have their own are passed on."""

@@ -16,7 +16,10 @@ from kiridashi_server.graph.errors import GraphError
 from kiridashi_server.graph.layout import Frozen, Group, Kind, Layout, Member
 from kiridashi_server.graph.program import operator_name, tensor_names, tensor_of
 from kiridashi_server.graph.protection import Protection
-from kiridashi_server.graph.rules import Average, Call, Norm, Notes, Read, Result, Slot, find_rule, shape_of
+from kiridashi_server.graph.rules import Average, Call, Norm, Notes, Pick, Read, Result, Slot, find_rule, shape_of
+
+_SIZES_ALONE = frozenset({"sym_size", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"})
+"""Operators that take only sizes and the data type from their first argument."""
 
 OUTPUT = "output"
 """Name under which a read of the program's output by the outside is recorded."""
@@ -35,6 +38,7 @@ class Tracking:
         slots: arguments that hold a size.
         averages: where an operator divides a sum over a dimension by its size.
         norms: where an operator takes statistics over a dimension that can be cut.
+        picks: where a constant computed in the graph meets a dimension that can be cut.
         works: for every operator that multiplies, the dimensions whose product is its cost.
         layout: the groups.
         unknown: operators without a rule, or used in a way the rule does not understand, that froze something,
@@ -49,6 +53,7 @@ class Tracking:
     slots: tuple[Slot, ...]
     averages: tuple[Average, ...]
     norms: tuple[Norm, ...]
+    picks: tuple[Pick, ...]
     works: tuple[tuple[tuple[Atom, ...], ...], ...]
     layout: Layout
     unknown: Mapping[str, int]
@@ -106,6 +111,8 @@ class _Tracker:
                 self.known[node] = self._input(node)
             elif node.op == "get_attr":
                 self.known[node] = self._tensor(str(node.target))
+                if not isinstance(tensor_of(self.program, str(node.target)), nn.Parameter):
+                    self.notes.constants.add(node)
             elif node.op == "output":
                 self._output(node)
             else:
@@ -121,6 +128,7 @@ class _Tracker:
             slots=tuple(self.notes.slots),
             averages=tuple(self.notes.averages),
             norms=tuple(self.notes.norms),
+            picks=tuple(self.notes.picks),
             works=tuple(self.notes.works),
             layout=layout,
             unknown=self.unknown,
@@ -140,6 +148,8 @@ class _Tracker:
 
     def _call(self, node: fx.Node) -> None:
         value = node.meta.get("val")
+        if operator_name(node) in _SIZES_ALONE or self.notes.constants.issuperset(node.all_input_nodes):
+            self.notes.constants.add(node)
         rule = find_rule(operator_name(node))
         call = Call(node, self.known, self.notes, normalised=self.cut_normalised)
         result = rule(call) if rule is not None else None

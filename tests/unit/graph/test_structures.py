@@ -462,6 +462,20 @@ class Selected(nn.Module):
         return self.leave(tokens) + functional.linear(tokens, self.weights)[:, :, None]
 
 
+class SinePositions(nn.Module):
+    """Positions from sines and cosines, computed in the graph from the input's sizes, added to channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.level, self.leave = nn.Linear(3, 8), nn.Parameter(torch.zeros(8)), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.enter(x.flatten(2).transpose(1, 2))
+        places = x.new_ones(x.shape[0], 64).cumsum(1)[:, :, None] / torch.arange(1, 9)
+        positions = torch.stack([places[..., 0::2].sin(), places[..., 1::2].cos()], dim=3).flatten(2)
+        return self.leave(torch.sigmoid(tokens + (positions + self.level))).mean(1)
+
+
 STRUCTURES: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "grouped convolution": (
         GroupedConvolution,
@@ -506,6 +520,7 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "weight standardisation": (Standardised, {"second": 8}),
     "folded patches": (Folded, {"first": 5, "middle": 6}),
     "selected tokens": (Selected, {"enter": 6}),
+    "sine positions": (SinePositions, {"enter": 8}),
     "sampled": (Sampled, {"first": 6}),
 }
 

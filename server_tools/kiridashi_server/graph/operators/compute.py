@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from kiridashi_server.graph.dims import ONE, Dims, broadcast, freeze, freeze_all, fresh, size_of, unify
+from kiridashi_server.graph.dims import ONE, Dims, broadcast, freeze, freeze_all, fresh, is_frozen, size_of, unify
 from kiridashi_server.graph.rules import Call, Result, rule
 
 # --- elementwise ------------------------------------------------------------------------------------------
@@ -22,9 +22,24 @@ from kiridashi_server.graph.rules import Call, Result, rule
     *("bitwise_not", "floor", "ceil", "round", "sign", "floor_divide", "remainder", "atan", "isnan", "nan_to_num"),
 )
 def elementwise(call: Call) -> Result | None:
-    """The operator treats every element alike, after broadcasting its tensor arguments."""
-    operands = [dims for value in call.arguments.values() if (dims := call.dims_of(value)) is not None]
-    return broadcast(operands) if operands else None
+    """The operator treats every element alike, after broadcasting its tensor arguments.
+
+    A constant that the graph computes, such as positions from sines, may have channels that are frozen; they
+    are picked instead of freezing what they meet.
+    """
+    operands = {name: dims for name, value in call.arguments.items() if (dims := call.dims_of(value)) is not None}
+    constants = {name: dims for name, dims in operands.items() if call.is_constant(call.arguments[name])}
+    if not operands or len(constants) in (0, len(operands)):
+        return broadcast(list(operands.values())) if operands else None
+    result = broadcast([dims for name, dims in operands.items() if name not in constants])
+    for name, dims in constants.items():
+        for axis in range(-min(len(dims), len(result)), 0):
+            if size_of(dims[axis]) == size_of(result[axis]) and is_frozen(dims[axis]) and not is_frozen(result[axis]):
+                call.picks(name, axis, result[axis])
+            else:
+                result[axis] = broadcast([[result[axis]], [dims[axis]]])[0]
+    longest = max(constants.values(), key=len)
+    return [*longest[: len(longest) - len(result)], *result] if len(longest) > len(result) else result
 
 
 @rule("prelu")
