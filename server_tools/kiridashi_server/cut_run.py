@@ -119,7 +119,7 @@ class CutRequest:
 
 
 def default_budget(dense: Measurement) -> Budget:
-    """A budget for who names none: 90 % of the dense model's memory, 40 % of its file, 60 % of its p95 latency.
+    """A budget for who names none: 90 % of the dense model's memory, 40 % of its file, 80 % of its p95 latency.
 
     Latency is left unlimited when the tail is more than three times the median: such a tail belongs to whatever else
     uses the machine, and a limit taken from it would be noise (:func:`too_busy`).
@@ -127,7 +127,7 @@ def default_budget(dense: Measurement) -> Budget:
     return Budget(
         memory_bytes=int(0.9 * dense.memory_bytes),
         file_bytes=int(0.4 * dense.file_bytes),
-        latency_p95_ms=None if too_busy(dense) else 0.6 * dense.latency_p95_ms,
+        latency_p95_ms=None if too_busy(dense) else 0.8 * dense.latency_p95_ms,
     )
 
 

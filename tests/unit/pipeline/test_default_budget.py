@@ -20,7 +20,7 @@ DENSE = Measurement(
 
 def test_every_limit_is_a_share_of_what_the_dense_model_needs() -> None:
     budget = default_budget(DENSE)
-    assert (budget.memory_bytes, budget.file_bytes, budget.latency_p95_ms) == (90_000_000, 5_200_000, 1.5)
+    assert (budget.memory_bytes, budget.file_bytes, budget.latency_p95_ms) == (90_000_000, 5_200_000, 2.0)
 
 
 def test_no_latency_limit_is_taken_from_a_disturbed_tail() -> None:
