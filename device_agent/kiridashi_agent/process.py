@@ -168,7 +168,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:
-            stream.close()
+            with contextlib.suppress(BrokenPipeError):  # bytes that a dead child never read
+                stream.close()
 
 
 def _conclude(child: _Watched, limits: Limits, cage: Cage, subject: str) -> bytes:
