@@ -18,6 +18,7 @@ A model that raises anywhere before the exports counts as a crash, with what it 
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import statistics
@@ -40,6 +41,7 @@ from benchmarks.zoo import ZOO, Entry
 
 EXACT = 1e-12
 _REPEATS = 3
+_TIMED = 5
 _QUICK_EXPORTS = 4
 
 
@@ -153,7 +155,8 @@ def _beside_the_oracle(
     outputs = _output_modules(model, tracking.layout)
     ours: list[tuple[float, float]] = []
     theirs: list[OracleResult] = []
-    for _ in range(_REPEATS):
+    for _ in range(_TIMED):
+        gc.collect()  # what others left behind is no part of either time
         started = time.perf_counter()
         again = track(program, cut_normalised=True)
         between = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import signal
 import time
 import warnings
@@ -54,6 +55,7 @@ def prune_half(
     model = copy.deepcopy(model)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if name in set(names)}
     owners = {id(parameter): name for name, parameter in model.named_parameters()}
+    gc.collect()
     started = time.perf_counter()
     try:
         with warnings.catch_warnings(), _at_most(LIMIT_S):
