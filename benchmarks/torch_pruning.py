@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,7 @@ def prune_half(
 def _at_most(seconds: int) -> Iterator[None]:
     """Raise TimeoutError in the block when it takes longer; on the main thread of a POSIX system."""
 
-    def stop(signal_number: int, frame: FrameType | None) -> None:
+    def stop(*_: object) -> None:
         raise TimeoutError(f"not finished after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
