@@ -96,6 +96,8 @@ def _prune(
     for group in graph.get_all_groups(ignored_layers=list(ignored)):
         if any(dep.target.module in ignored and graph.is_out_channel_pruning_fn(dep.handler) for dep, _ in group):
             continue
+        if len(group[0].idxs) < 2:  # a single channel cannot go
+            continue
         count += 1
         touched.update(_touched(graph, group, owners))
         size = len(group[0].idxs)
