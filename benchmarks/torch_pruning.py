@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import signal
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ def prune_half(
     model = copy.deepcopy(model)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if name in set(names)}
     owners = {id(parameter): name for name, parameter in model.named_parameters()}
+    gc.collect()
     started = time.perf_counter()
     try:
         with warnings.catch_warnings(), _at_most(LIMIT_S):
@@ -70,7 +71,7 @@ def prune_half(
 def _at_most(seconds: int) -> Iterator[None]:
     """Raise TimeoutError in the block when it takes longer; on the main thread of a POSIX system."""
 
-    def stop(_signal_number: int, frame: FrameType | None) -> None:
+    def stop(*_: object) -> None:
         raise TimeoutError(f"not finished after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
@@ -94,6 +95,8 @@ def _prune(
     count = 0
     for group in graph.get_all_groups(ignored_layers=list(ignored)):
         if any(dep.target.module in ignored and graph.is_out_channel_pruning_fn(dep.handler) for dep, _ in group):
+            continue
+        if len(group[0].idxs) < 2:  # a single channel cannot go
             continue
         count += 1
         touched.update(_touched(graph, group, owners))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from itertools import count as count_up
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,9 @@ from kiridashi_server.graph.plan import Plan
 from kiridashi_server.graph.program import (
     arguments,
     assemble,
+    change_tensors,
     copy_graph,
-    finish,
     set_argument,
-    set_tensor,
-    tensor_names,
 )
 from kiridashi_server.graph.rules import Pick, Result
 from kiridashi_server.graph.tracker import Tracking
@@ -54,9 +53,10 @@ def cut(program: fx.GraphModule, tracking: Tracking, plan: Plan) -> fx.GraphModu
         nodes[name].meta["val"] = _reshaped(nodes[name].meta.get("val"), result, counts)
     for average in tracking.averages:
         _keep_divisor(graph, nodes[average.node], count(average.dim, counts) / size_of(average.dim))
-    small = assemble(program, graph, lambda name, tensor: _cut_tensor(tensor, tracking.tensors[name], kept))
-    picked = [_pick(small, nodes[pick.node], pick, kept) for pick in tracking.picks]
-    return finish(small) if any(picked) else small
+    tensors = change_tensors(program, lambda name, tensor: _cut_tensor(tensor, tracking.tensors[name], kept))
+    for pick in tracking.picks:
+        _pick(graph, nodes[pick.node], pick, kept, tensors)
+    return assemble(graph, tensors, program.training)
 
 
 def masked(program: fx.GraphModule, tracking: Tracking, plan: Plan) -> nn.Module:
@@ -112,26 +112,32 @@ def _keep_divisor(graph: fx.Graph, mean: fx.Node, share: float) -> None:
     mean.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
 
 
-def _pick(program: fx.GraphModule, node: fx.Node, pick: Pick, kept: Mapping[Atom, npt.NDArray[np.int64]]) -> bool:
-    """Take the kept indices of a constant's axis, by a buffer beside it; whether there was anything to take."""
+def _pick(
+    graph: fx.Graph,
+    node: fx.Node,
+    pick: Pick,
+    kept: Mapping[Atom, npt.NDArray[np.int64]],
+    tensors: dict[str, Tensor],
+) -> None:
+    """Take the kept indices of a constant's axis, by a buffer that is added to ``tensors``."""
     chosen = indices(pick.dim, kept)
     operand = arguments(node)[pick.argument]
     if len(chosen) == size_of(pick.dim) or not isinstance(operand, fx.Node):
-        return False
-    taken_names = tensor_names(program)  # a program that was cut before has such buffers already
-    name = next(name for number in count_up() if (name := f"picked.{node.name}_{number}") not in taken_names)
-    device = next(program.parameters()).device  # traced values of a program that was cut have none
-    set_tensor(program, name, torch.from_numpy(chosen).to(device))
-    with program.graph.inserting_before(node):
-        index = program.graph.get_attr(name)
-        index.meta["val"] = torch.empty(len(chosen), dtype=torch.int64, device="meta")
-        taken = program.graph.call_function(torch.ops.aten.index_select.default, (operand, pick.axis, index))
+        return
+    # A program that was cut before has such buffers already.
+    name = next(name for number in count_up() if (name := f"picked.{node.name}_{number}") not in tensors)
+    device = next(iter(tensors.values())).device
+    tensors[name] = torch.from_numpy(chosen).to(device)
+    with graph.inserting_before(node), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the graph has no module yet that could hold the buffer
+        index = graph.get_attr(name)
+        index.meta["val"] = _traced([len(chosen)], torch.int64)
+        taken = graph.call_function(torch.ops.aten.index_select.default, (operand, pick.axis, index))
     value = operand.meta["val"]
     shape = list(value.shape)
     shape[pick.axis] = len(chosen)
-    taken.meta["val"] = torch.empty(shape, dtype=value.dtype, device="meta")
+    taken.meta["val"] = _traced(shape, value.dtype)
     set_argument(node, pick.argument, taken)
-    return True
 
 
 def _reshaped(value: Any, result: Result, counts: Mapping[Atom, int]) -> Any:
@@ -147,7 +153,12 @@ def _reshaped(value: Any, result: Result, counts: Mapping[Atom, int]) -> Any:
         was if size == size_of(dim) else was // size_of(dim) * size
         for was, size, dim in zip(value.shape, now, result, strict=True)
     ]
-    return torch.empty(shape, dtype=value.dtype, device="meta")
+    return _traced(shape, value.dtype)
+
+
+def _traced(shape: Sequence[int | torch.SymInt], dtype: torch.dtype) -> Tensor:
+    """A tensor without data of that shape; its strides are zero, because an open batch makes real ones slow."""
+    return torch.empty(0, dtype=dtype, device="meta").as_strided(shape, [0] * len(shape))
 
 
 def save_cut(path: Path, plan: Plan, module: fx.GraphModule) -> None:

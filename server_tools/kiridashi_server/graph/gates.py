@@ -129,7 +129,7 @@ def _multiply(graph: fx.Graph, reader: fx.Node, read: Read, vector: fx.Node) -> 
 def _weigh(graph: fx.Graph, norm: fx.Node, vector: fx.Node) -> None:
     """Put the masked form of a normalisation in its place."""
     with graph.inserting_after(norm):
-        masked = graph.call_function(MASKED_NORMS[operator_name(norm)], (vector,), dict(arguments(norm)))
+        masked = graph.call_function(MASKED_NORMS[operator_name(norm)], (vector, dict(arguments(norm))))
     masked.meta = dict(norm.meta)
     norm.replace_all_uses_with(masked)
     graph.erase_node(norm)

@@ -146,7 +146,7 @@ def _single_output(leaves: Any, exported: fx.GraphModule, name: str) -> Any:
 
 def copy_program(program: fx.GraphModule) -> fx.GraphModule:
     """An independent copy: own parameters and buffers, own graph, same node names."""
-    return assemble(program, copy_graph(program), lambda name, tensor: tensor)
+    return assemble(copy_graph(program), change_tensors(program, lambda name, tensor: tensor), program.training)
 
 
 def copy_graph(program: fx.GraphModule) -> fx.Graph:
@@ -156,24 +156,32 @@ def copy_graph(program: fx.GraphModule) -> fx.Graph:
     return graph
 
 
-def assemble(program: fx.GraphModule, graph: fx.Graph, change: Callable[[str, Tensor], Tensor]) -> fx.GraphModule:
-    """A program of ``graph``, whose tensors are those of ``program`` after ``change``, or copies where it keeps them.
+def change_tensors(program: fx.GraphModule, change: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
+    """The program's tensors by name, in the order of first mention, after ``change``; copies where it keeps them.
 
     What is a parameter stays one, with its ``requires_grad``; a tensor under two names stays one tensor, and is
     changed once.
     """
-    made = fx.GraphModule(program, graph, class_name="Program")
-    made.train(program.training)
     own: dict[int, Tensor] = {}
+    changed: dict[str, Tensor] = {}
     for name in tensor_names(program):
         tensor = tensor_of(program, name)
         if id(tensor) not in own:
-            changed = change(name, tensor).detach()
-            changed = changed.clone() if changed.data_ptr() == tensor.data_ptr() else changed
-            parameter = isinstance(tensor, nn.Parameter)
-            own[id(tensor)] = nn.Parameter(changed, tensor.requires_grad) if parameter else changed
-        set_tensor(made, name, own[id(tensor)])
-    return made
+            value = change(name, tensor).detach()
+            value = value.clone() if value.data_ptr() == tensor.data_ptr() else value
+            own[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+        changed[name] = own[id(tensor)]
+    return changed
+
+
+def assemble(graph: fx.Graph, tensors: Mapping[str, Tensor], training: bool) -> fx.GraphModule:
+    """A program of ``graph`` and these tensors; the code is generated once."""
+    program = fx.GraphModule(nn.Module(), fx.Graph(), class_name="Program")
+    for name, tensor in tensors.items():
+        set_tensor(program, name, tensor)
+    program.graph = graph
+    program.train(training)
+    return program
 
 
 def operator_name(node: fx.Node) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
@@ -228,5 +229,10 @@ def shape_of(value: Tensor) -> tuple[int, ...]:
 def _number(size: int | torch.SymInt) -> int:
     if isinstance(size, int):
         return size
-    expression = size.node.expr
+    return _with_batch(size.node.expr)
+
+
+@lru_cache(maxsize=4096)
+def _with_batch(expression: Any) -> int:
+    """A symbolic size with its symbols replaced; programs hold the same few again and again."""
     return int(expression.subs(dict.fromkeys(expression.free_symbols, BATCH)))

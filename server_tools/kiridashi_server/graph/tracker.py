@@ -100,6 +100,7 @@ class _Tracker:
         self.cuttable_output = cuttable_output
         self.cut_normalised = cut_normalised
         self.known: dict[fx.Node, Result] = {}
+        self.objects: dict[str, Tensor] = {}
         self.tensors: dict[str, Dims] = {}
         self.by_identity: dict[int, Dims] = {}
         self.notes = Notes()
@@ -111,7 +112,7 @@ class _Tracker:
                 self.known[node] = self._input(node)
             elif node.op == "get_attr":
                 self.known[node] = self._tensor(str(node.target))
-                if not isinstance(tensor_of(self.program, str(node.target)), nn.Parameter):
+                if not isinstance(self.objects[str(node.target)], nn.Parameter):
                     self.notes.constants.add(node)
             elif node.op == "output":
                 self._output(node)
@@ -140,7 +141,7 @@ class _Tracker:
     def _tensor(self, name: str) -> Dims:
         """Dimensions of a parameter or buffer; one tensor under two names has the same ones."""
         if name not in self.tensors:
-            tensor = tensor_of(self.program, name)
+            tensor = self.objects[name] = tensor_of(self.program, name)
             self.tensors[name] = self.by_identity.setdefault(id(tensor), [fresh(size) for size in tensor.shape])
             if self.protection.covers(name):
                 freeze_all(self.tensors[name], "protected")
@@ -194,8 +195,7 @@ class _Tracker:
 
     def _parameters(self) -> Iterator[str]:
         seen: set[int] = set()
-        for name in self.tensors:
-            tensor = tensor_of(self.program, name)
+        for name, tensor in self.objects.items():
             if isinstance(tensor, nn.Parameter) and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield name

@@ -14,7 +14,7 @@ class Compared(nn.Module):
         self.features = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Sigmoid(), nn.Conv2d(6, 5, 3))
         self.compare, self.describe = nn.Linear(10, 2), nn.Linear(5, 3)
 
-    def forward(self, image: Tensor, template: Tensor, mask: Tensor, unused: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, template: Tensor, mask: Tensor, _spare: Tensor) -> tuple[Tensor, Tensor]:
         first, second = (torch.sigmoid(self.features(x)).mean((2, 3)) for x in (image, template))
         return self.compare(torch.cat([first, second], 1)), self.describe(first) * mask
 
