@@ -30,11 +30,10 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         settings, **chosen, seed=arguments.seed, budget=Budget.parse(arguments.budget) if arguments.budget else None
     )
     report = run_quickstart(settings, arguments.out, Narrator())
-    own = next(result for result in report.results if result.method == "one-shot")
     text = (
         f"accuracy on the new line: {report.device.test_accuracy_delivered:.1%} as delivered, "
         f"{report.device.test_accuracy_active:.1%} after tuning on the device\n"
-        f"{own.kept_share:.0%} of the parameters, p95 {report.measured.latency_p95_ms:.2f} ms "
+        f"{report.plan.params_after / report.plan.params_before:.0%} of the parameters, p95 {report.measured.latency_p95_ms:.2f} ms "
         f"(dense {report.dense.latency_p95_ms:.2f} ms)\n"
         f"open {arguments.out / 'report.html'}"
     )
