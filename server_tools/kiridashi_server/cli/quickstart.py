@@ -30,10 +30,11 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         settings, **chosen, seed=arguments.seed, budget=Budget.parse(arguments.budget) if arguments.budget else None
     )
     report = run_quickstart(settings, arguments.out, Narrator())
+    kept = report.plan.params_after / report.plan.params_before
     text = (
         f"accuracy on the new line: {report.device.test_accuracy_delivered:.1%} as delivered, "
         f"{report.device.test_accuracy_active:.1%} after tuning on the device\n"
-        f"{report.plan.params_after / report.plan.params_before:.0%} of the parameters, p95 {report.measured.latency_p95_ms:.2f} ms "
+        f"{kept:.0%} of the parameters, p95 {report.measured.latency_p95_ms:.2f} ms "
         f"(dense {report.dense.latency_p95_ms:.2f} ms)\n"
         f"open {arguments.out / 'report.html'}"
     )
