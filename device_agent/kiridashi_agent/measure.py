@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from kiridashi.artifacts import check_file
-from kiridashi.budget import Measurement
+from kiridashi.budget import CALM_TAIL, Measurement
 from kiridashi.errors import InputError
 from kiridashi.manifest import Preprocessing
 from kiridashi.preprocess import softmax, to_input
@@ -30,7 +30,6 @@ _HARD_STOP_FACTOR = 20.0
 _FEWEST_RUNS = 20
 _FRAMES = 8
 _PERCENTILES = (50, 95, 99)
-_CALM_TAIL = 3.0
 _WINDOWS = 10
 
 
@@ -78,7 +77,7 @@ def settled_percentiles(latencies_ms: NDArray[np.float64]) -> tuple[tuple[float,
     95th percentile over all runs. Fewer than 200 runs are too few for windows and are taken as they are.
     """
     p50, p95, p99 = (float(value) for value in np.percentile(latencies_ms, _PERCENTILES))
-    if p95 <= _CALM_TAIL * p50 or len(latencies_ms) < _WINDOWS * _FEWEST_RUNS:
+    if p95 <= CALM_TAIL * p50 or len(latencies_ms) < _WINDOWS * _FEWEST_RUNS:
         return (p50, p95, p99), ()
     windows = [np.percentile(window, _PERCENTILES) for window in np.array_split(latencies_ms, _WINDOWS)]
     p50, quietest, p99 = (float(value) for value in min(windows, key=lambda percentiles: percentiles[1]))

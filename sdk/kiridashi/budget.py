@@ -25,6 +25,8 @@ _QUANTITY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)\s*$", re.IGNOREC
 
 Limit = Literal["memory", "file", "latency"]
 _REPEATS = 2
+CALM_TAIL = 3.0
+"""A 95th percentile of more than this many medians is not the model's: every prediction does the same work."""
 
 
 class Budget(msgspec.Struct, frozen=True):

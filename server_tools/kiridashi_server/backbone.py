@@ -18,6 +18,7 @@ from kiridashi.artifacts import sha256_file
 from kiridashi.errors import ExitCode, KiridashiError, MissingExtraError
 from torch import Tensor, fx, nn
 
+from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.graph.layout import Layout
 from kiridashi_server.graph.program import capture, tensor_names, tensor_of
 from kiridashi_server.graph.tracker import Tracking, track
@@ -121,6 +122,11 @@ class Backbone:
     def layout(self) -> Layout:
         """The groups that can be cut."""
         return self.tracking.layout
+
+    @cached_property
+    def costs(self) -> CostModel:
+        """Exact parameters and MACs of cuts."""
+        return CostModel.from_tracking(self.tracking)
 
     @property
     def feature_dim(self) -> int:

@@ -27,6 +27,7 @@ from kiridashi_server.graph.layout import Group
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.graph.program import tensor_of
 from kiridashi_server.graph.tracker import Tracking, track
+from kiridashi_server.progress import Progress, no_progress
 from kiridashi_server.recover.inputs import run_batched, to_input
 from kiridashi_server.recover.iterations import Recovered, RecoverSettings, cut_and_repair, recover
 from kiridashi_server.recover.ridge import fit_ridge_head
@@ -99,7 +100,7 @@ def iterative(
     settings: RecoverSettings,
     *,
     rounds: int = 3,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> IterativeResult:
     """Cut a little by first-order scores, recover, and again, until the size is reached.
 
@@ -122,7 +123,7 @@ def iterative(
     generator = torch.Generator().manual_seed(target.seed)
     inputs = to_input(backbone, target.samples.images)
     program, plan = backbone.program, Plan.full(backbone.layout)
-    dense = CostModel.from_tracking(backbone.tracking).parameters({})
+    dense = backbone.costs.parameters({})
     wanted = target.keep_parameters if isinstance(target.keep_parameters, int) else int(target.keep_parameters * dense)
     for done in range(1, rounds + 1):
         tracking = track(program, cuttable_output=True)
@@ -171,8 +172,7 @@ def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
 
 
 def _select(backbone: Backbone, scores: ScoreMap, target: Target) -> Plan:
-    costs = CostModel.from_tracking(backbone.tracking)
-    return select(scores, backbone.layout, costs, target.keep_parameters)
+    return select(scores, backbone.layout, backbone.costs, target.keep_parameters)
 
 
 def _followed_by(backbone: Backbone, first: Plan, second: Plan) -> Plan:

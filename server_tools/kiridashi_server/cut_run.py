@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from kiridashi.artifacts import write_atomic
-from kiridashi.budget import Budget, Measurement
+from kiridashi.budget import CALM_TAIL, Budget, Measurement
 from kiridashi.manifest import ArtifactKind
 
 from kiridashi_server.amp.scores import ScoreMap
@@ -32,12 +32,13 @@ from kiridashi_server.pipeline import (
     fit_to_budget,
     profile_backbone,
 )
+from kiridashi_server.progress import Progress, no_progress
 from kiridashi_server.recover.iterations import RecoverSettings, recover_cut
 from kiridashi_server.report.schema import ArtifactEntry, EvidenceEntry
 from kiridashi_server.stages import Workspace
 from kiridashi_server.tasks import Samples
 
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+Bar = Callable[[str], AbstractContextManager[Progress]]
 """A progress bar: ``with bar("cutting") as advance: advance(done, total)``."""
 
 
@@ -69,11 +70,11 @@ class Planned(msgspec.Struct, frozen=True):
 
 
 class CutResult(msgspec.Struct, frozen=True):
-    """The recovered cut: loss of the first and the last iteration, and seconds of cutting and recovering."""
+    """The recovered cut: loss of the first and the last iteration (if any), and seconds of cutting and recovering."""
 
     iterations: int
-    loss_first: float
-    loss_last: float
+    loss_first: float | None
+    loss_last: float | None
     seconds: float
 
 
@@ -84,9 +85,6 @@ class Exported(msgspec.Struct, frozen=True):
     dropped: tuple[str, ...]
     gradient_max_rel: float
     loss_max_abs_diff: float
-
-
-_CALM_TAIL = 3.0
 
 
 @dataclass(frozen=True)
@@ -133,13 +131,13 @@ def default_budget(dense: Measurement) -> Budget:
 
 def too_busy(measured: Measurement) -> bool:
     """Whether a measurement's tail says more about the machine's other work than about the model."""
-    return measured.latency_p95_ms > _CALM_TAIL * measured.latency_p50_ms
+    return measured.latency_p95_ms > CALM_TAIL * measured.latency_p50_ms
 
 
-def no_bar(label: str) -> AbstractContextManager[Callable[[int, int], None]]:
+def no_bar(label: str) -> AbstractContextManager[Progress]:
     """The progress bar of a program that shows none."""
     del label
-    return nullcontext(lambda done, total: None)
+    return nullcontext(no_progress)
 
 
 class CutRun:
@@ -247,7 +245,7 @@ class CutRun:
             save_cut(folder / "features.safetensors", plan, recovered.model.features)
             head = {name: value.detach().contiguous() for name, value in recovered.model.head.state_dict().items()}
             write_atomic(folder / "head.safetensors", safetensors.torch.save(head))
-            losses = recovered.losses or (float("nan"),)
+            losses = recovered.losses or (None,)
             return CutResult(len(recovered.losses), losses[0], losses[-1], recovered.seconds)
 
         return self.workspace.run("cut", [self._identity, self.planned.plan, request.recover], work, CutResult)
@@ -268,7 +266,7 @@ class CutRun:
     def exported(self) -> Exported:
         """The bundle, in :attr:`bundle`."""
         request = self.request
-        model = self.model()
+        self.cut  # noqa: B018 - runs its stage first, so that its time is its own
 
         def work(folder: Path) -> Exported:
             spec = BundleSpec(
@@ -277,7 +275,7 @@ class CutRun:
                 explanation=self.composed.explanation,
                 settings=ExportSettings(kinds=request.kinds),
             )
-            done = export_bundle(model, request.backbone, self.plan, request.calibration.images, spec, folder)
+            done = export_bundle(self.model(), request.backbone, self.plan, request.calibration.images, spec, folder)
             files = tuple(
                 ArtifactEntry(
                     kind=one.kind,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Display
 
-Advance = Callable[[int, int], None]
+from kiridashi_server.progress import Progress
 
 TITLES = {
     "bank": "Learning scores of past tasks",
@@ -51,13 +52,13 @@ class Narrator:
         self._console.print(f"      {text}", markup=False)
 
     @contextmanager
-    def bar(self, label: str) -> Iterator[Advance]:
+    def bar(self, label: str) -> Iterator[Progress]:
         """A progress bar; call the yielded function with (done, total)."""
         columns = (TextColumn("      {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True) as progress:
-            bar = progress.add_task(label, total=None)
+        with Display(*columns, console=self._console, transient=True) as display:
+            bar = display.add_task(label, total=None)
 
             def advance(done: int, total: int) -> None:
-                progress.update(bar, completed=done, total=total)
+                display.update(bar, completed=done, total=total)
 
             yield advance

@@ -39,6 +39,7 @@ from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.graph.cut import cut
 from kiridashi_server.graph.fold import fold_batch_norm
 from kiridashi_server.graph.plan import Plan
+from kiridashi_server.progress import Progress, no_progress
 from kiridashi_server.recover.inputs import run_batched, to_input
 from kiridashi_server.similarity.descriptor import Descriptor
 from kiridashi_server.similarity.evidence import Evidence, weigh
@@ -51,7 +52,6 @@ DEFAULT_MEASURE = "loo-leep"
 _MAX_CORRECTIONS = 1
 
 Measure = Callable[[Sequence[Path]], Sequence[Measurement]]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def profile_backbone(
     folder: Path,
     *,
     measure: Measure = measure_files,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Profile:
     """Measure a few cuts of the backbone on the device and fit the profile.
 
@@ -172,7 +172,7 @@ def profile_backbone(
     Raises:
         DeviceError: the device could not measure.
     """
-    costs = CostModel.from_tracking(backbone.tracking)
+    costs = backbone.costs
     plans = [select(scores, backbone.layout, costs, share) for share in PROFILE_SHARES]
     files = []
     for index, plan in enumerate(plans):
@@ -198,7 +198,7 @@ def fit_to_budget(
     Raises:
         BudgetError: no cut can be expected to fit, or the corrected one was measured over the budget too.
     """
-    costs = CostModel.from_tracking(backbone.tracking)
+    costs = backbone.costs
     corrections = 0
     while True:
         solution = plan_cut(backbone.layout, costs, scores, budget, profile)
@@ -258,7 +258,7 @@ def export_bundle(
 
 def _draft(backbone: Backbone, plan: Plan, spec: BundleSpec, train: TrainSpec) -> Manifest:
     """The manifest, still without artifacts."""
-    costs = CostModel.from_tracking(backbone.tracking)
+    costs = backbone.costs
     return Manifest(
         line=spec.release.line,
         version=spec.release.version,

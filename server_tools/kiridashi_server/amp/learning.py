@@ -18,7 +18,7 @@ blow up channels which hardly fire there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,15 +29,12 @@ from torch.nn import functional
 from kiridashi_server.amp.scores import ScoreArray, Scores
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.compose.selection import select
-from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.graph.cut import masked
 from kiridashi_server.graph.gates import Gated, insert_gates
+from kiridashi_server.progress import Progress, no_progress
 from kiridashi_server.recover.inputs import run_batched, to_input, training_batches
 from kiridashi_server.recover.ridge import DEFAULT_RIDGE, fit_ridge_head
 from kiridashi_server.tasks.task import Samples
-
-Progress = Callable[[int, int], None]
-"""Called with the iterations done and their total."""
 
 MASKED_SHARES = (0.5, 0.3)
 
@@ -77,7 +74,7 @@ def learn_scores(
     seed: int,
     settings: ScoreSettings = ScoreSettings(),
     validation: Samples | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Scores:
     """Learn scores for one task. The same arguments give the same scores on the same machine.
 
@@ -121,7 +118,7 @@ class _Learner:
         self, backbone: Backbone, head: nn.Linear, settings: ScoreSettings, generator: torch.Generator
     ) -> None:
         self._backbone = backbone
-        self._costs = CostModel.from_tracking(backbone.tracking)
+        self._costs = backbone.costs
         self._gated: Gated = insert_gates(backbone.program, backbone.tracking).requires_grad_(False)
         self._head = head
         self._optimiser = torch.optim.Adam(head.parameters(), lr=settings.head_learning_rate)
@@ -168,8 +165,7 @@ def _accuracies(
 ) -> list[float]:
     """Accuracy of a ridge head on the dense and on the masked backbone, fitted on the first samples, for the second."""
     fitted, judged = samples
-    costs = CostModel.from_tracking(backbone.tracking)
-    plans = [select(scores, backbone.layout, costs, share) for share in MASKED_SHARES]
+    plans = [select(scores, backbone.layout, backbone.costs, share) for share in MASKED_SHARES]
     modules: Sequence[nn.Module] = [
         backbone.program,
         *(masked(backbone.program, backbone.tracking, plan) for plan in plans),

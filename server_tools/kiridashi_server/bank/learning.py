@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -14,6 +13,7 @@ from kiridashi_server.amp.learning import ScoreSettings, learn_scores
 from kiridashi_server.amp.taylor import taylor_scores
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.record import Provenance, Record
+from kiridashi_server.progress import Progress, no_progress
 from kiridashi_server.recover.inputs import run_batched, to_input
 from kiridashi_server.recover.ridge import fit_ridge_head
 from kiridashi_server.tasks.task import Task
@@ -25,7 +25,7 @@ def learn_record(
     settings: ScoreSettings | None = None,
     seed: int = 0,
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Record:
     """One task's record: learnt scores, first-order scores, head, feature moments and measured accuracies.
 

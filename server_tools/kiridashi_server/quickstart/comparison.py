@@ -16,7 +16,6 @@ from kiridashi_server.baselines import PLANNERS, Target, iterative
 from kiridashi_server.budget.solver import ladder_plan, trade_off_ladder
 from kiridashi_server.compose.composition import robust_mean
 from kiridashi_server.cut_run import Bar, CutRun
-from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.recover.iterations import Recovered, correct, recover_cut
 from kiridashi_server.tasks import Task
@@ -57,7 +56,7 @@ class Comparison:
         self._records = records
         self._task = task
         self._bar = bar
-        self._costs = CostModel.from_tracking(run.request.backbone.tracking)
+        self._costs = run.request.backbone.costs
 
     @property
     def dense_parameters(self) -> int:

@@ -54,7 +54,7 @@ def build_report(found: Findings) -> Report:
     """Everything that was found, as the report has it."""
     cut = found.cut
     backbone, composed = cut.request.backbone, cut.composed
-    costs = CostModel.from_tracking(backbone.tracking)
+    costs = backbone.costs
     dense_parameters = costs.parameters({})
     return Report(
         task=found.task.name,

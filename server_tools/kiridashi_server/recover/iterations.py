@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,13 +25,11 @@ from kiridashi_server.graph.plan import Plan
 from kiridashi_server.graph.program import copy_program
 from kiridashi_server.graph.statistics import reestimate_batch_norm, set_batch_norm_training
 from kiridashi_server.graph.tracker import Tracking
+from kiridashi_server.progress import Progress, no_progress
 from kiridashi_server.recover.inputs import augment, run_batched, shuffled_batches, to_input, training_batches
 from kiridashi_server.recover.repair import DEFAULT_STRENGTH, repair
 from kiridashi_server.recover.ridge import DEFAULT_RIDGE, fit_ridge_head
 from kiridashi_server.tasks.task import Samples
-
-Progress = Callable[[int, int], None]
-"""Called with the iterations done and their total."""
 
 _GRADIENT_NORM = 5.0
 
@@ -85,7 +82,7 @@ def recover_cut(
     classes: int,
     settings: RecoverSettings = RecoverSettings(),
     seed: int,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Recovered:
     """Carry out ``plan`` on the backbone and recover the result on ``samples``.
 
@@ -129,7 +126,7 @@ def recover(
     classes: int,
     settings: RecoverSettings,
     generator: torch.Generator,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> tuple[Classifier, tuple[float, ...]]:
     """Ridge head and iterations for a program that is cut already, and repaired if the settings say so (it is copied).
 
