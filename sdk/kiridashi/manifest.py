@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -178,12 +179,21 @@ def decode_manifest(data: bytes, source: str = "manifest") -> Manifest:
             f"{source} has the format '{manifest.format}', this program reads '{FORMAT}'",
             next_step="update the agent, or publish the bundle again with a matching version",
         )
-    names = [artifact.name for artifact in manifest.artifacts]
+    check_artifacts(manifest.artifacts, source)
+    return manifest
+
+
+def check_artifacts(artifacts: Sequence[Artifact], source: str) -> None:
+    """Refuse a list of files that could not be stored or checked.
+
+    Raises:
+        BundleError: a name twice, an unsafe file name, a malformed digest, or a chunk list that does not add up.
+    """
+    names = [artifact.name for artifact in artifacts]
     if len(set(names)) != len(names):
         raise BundleError(f"{source} lists one file name twice")
-    for artifact in manifest.artifacts:
+    for artifact in artifacts:
         _check_artifact(artifact, source)
-    return manifest
 
 
 def _check_artifact(artifact: Artifact, source: str) -> None:
