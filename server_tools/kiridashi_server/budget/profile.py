@@ -1,138 +1,284 @@
-"""What a device class was measured to need, and what a cut is expected to need there.
+"""What a device class was measured to need, and the models fitted to it.
 
-The model is deliberately small: a handful of cuts of the backbone itself are measured on the device, and three
-non-negative linear models are fitted to them.
+A device measures whole cuts of the backbone (:mod:`kiridashi.probes`). Three non-negative linear models are fitted:
 
 * file    = f0 + f1 * parameters
-* memory  = m0 + m1 * parameters
-* latency = t0 + t1 * parameters + t2 * MACs, for the median; a budget's 95th percentile is the median times the
-  ratio of the two as measured, because the tail is the machine's and not the model's
+* memory  = m0 + m1 * parameters + m2 * activations alive at once
+* latency = t0 + the sum over kinds of work of a price times how much there is of it
+  (:class:`~kiridashi_server.graph.workload.Workload`), undisturbed; a budget's 95th percentile is that times the ratio
+  of the two as measured, because the tail is the machine's and not the model's
 
-Residuals are weighted by the measured value, so that a small model counts as much as the dense one.
+Residuals are relative to the measured value, so that a small model counts as much as the dense one. Errors are
+those of points that were left out of the fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 import numpy as np
-from kiridashi.budget import Measurement
+import numpy.typing as npt
+from kiridashi.budget import Limit, Measurement
 from kiridashi.errors import InputError
+from kiridashi.probes import ProbeReport, ProbeSet
 from scipy.optimize import nnls
 
+from kiridashi_server.graph.workload import Workload
+
+FloatArray = npt.NDArray[np.float64]
+
+BLOCKS = (8, 16, 32)
+FIXED = "fixed"
 _LEAST_POINTS = 3
+_PERCENTILE = 90
+_CLIFF = 1.15
 
 
 class ProfilePoint(msgspec.Struct, frozen=True):
-    """One measured cut: its parameter count, its multiply-accumulates per image, and what the device saw."""
+    """One measured cut.
 
-    parameters: int
-    macs: int
-    measured: Measurement
+    Attributes:
+        widths: units kept by group.
+        quiet_ms: of one prediction without disturbance.
+        p95_ms: wall time, 95th percentile, alone in a process.
+        memory_bytes, file_bytes: peak resident set of that process, and size of the model file.
+        noise: how far the halves of the measurement are apart, relative.
+        multiple: of a probe for the channel multiple, what its widths are odd multiples of; else 0.
+    """
+
+    widths: dict[str, int]
+    quiet_ms: float
+    p95_ms: float
+    memory_bytes: int
+    file_bytes: int
+    noise: float = 0.0
+    multiple: int = 0
 
 
 class Forecast(msgspec.Struct, frozen=True):
-    """What a cut of a given size is expected to need on the device."""
+    """What a cut is expected to need on the device."""
 
     memory_bytes: float
     file_bytes: float
     latency_p95_ms: float
 
 
-class Profile(msgspec.Struct, frozen=True):
-    """Measurements of one device class for one runtime, with the models fitted to them.
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """Measurements of one device class for one backbone and runtime, with the models fitted to them.
 
     Attributes:
-        memory: (m0 in bytes, m1 in bytes per parameter).
-        file: (f0 in bytes, f1 in bytes per parameter).
-        latency: (t0 in ms, t1 in ms per parameter, t2 in ms per MAC), of the median.
-        tail: 95th percentile over median, the median of the points' ratios.
-        error: largest relative residual of the fit for memory, file and median latency.
-        channel_multiple: widths are kept at multiples of this.
+        device_class, hardware: what was measured.
+        runtime, threads: library and version that ran the cuts, and threads inside one prediction.
+        backbone_fingerprint, layout_digest: what was cut.
+        points: the measured cuts.
+        block: of channels, that the kernels are taken to work on.
+        multiple: channel multiple, at which widths are kept: the block, or less where a cut at less was as fast.
+        block_errors: median relative error, left out, of the latency model for each block that was tried.
+        cliffs: for smaller multiples, measured over predicted time of a cut whose widths are odd multiples of it.
+        memory, file, latency: prices by what is paid for, in bytes and (undisturbed) milliseconds.
+        tail: 95th percentile of wall time over undisturbed time, the median of the points' ratios.
+        noise: the median over points of how far two halves of a measurement are apart, relative.
+        error: for every limit, the 90th percentile of the relative error of points left out of the fit.
     """
 
+    device_class: str
+    hardware: Literal["real", "emulated"]
     runtime: str
     threads: int
-    hardware: Literal["real", "emulated"]
-    machine: str
+    backbone_fingerprint: str
+    layout_digest: str
     points: tuple[ProfilePoint, ...]
-    memory: tuple[float, float]
-    file: tuple[float, float]
-    latency: tuple[float, float, float]
+    block: int
+    multiple: int
+    block_errors: dict[int, float]
+    cliffs: dict[int, float]
+    memory: dict[str, float]
+    file: dict[str, float]
+    latency: dict[str, float]
     tail: float
-    error: tuple[float, float, float]
-    channel_multiple: int = 8
+    noise: float
+    error: dict[Limit, float]
 
-    def forecast(self, parameters: int, macs: int) -> Forecast:
-        """Expected peak memory, file size and p95 latency of a cut with these counts."""
-        return Forecast(
-            memory_bytes=self.memory[0] + self.memory[1] * parameters,
-            file_bytes=self.file[0] + self.file[1] * parameters,
-            latency_p95_ms=self.tail * (self.latency[0] + self.latency[1] * parameters + self.latency[2] * macs),
+    def corrected(self, measured: Measurement, expected: Forecast) -> Profile:
+        """This profile scaled so that what it expected of a cut is what was measured."""
+        ratios = (
+            measured.memory_bytes / expected.memory_bytes,
+            measured.file_bytes / expected.file_bytes,
+            measured.latency_p95_ms / expected.latency_p95_ms,
         )
-
-    def corrected(self, point: ProfilePoint) -> Profile:
-        """This profile scaled so that its forecast at ``point`` is what was measured there."""
-        expected = self.forecast(point.parameters, point.macs)
-        memory = point.measured.memory_bytes / expected.memory_bytes
-        file = point.measured.file_bytes / expected.file_bytes
-        latency = point.measured.latency_p95_ms / expected.latency_p95_ms
-        return msgspec.structs.replace(
-            self,
-            points=(*self.points, point),
-            memory=tuple(memory * value for value in self.memory),
-            file=tuple(file * value for value in self.file),
-            latency=tuple(latency * value for value in self.latency),
+        memory, file, latency = (
+            {name: ratio * price for name, price in prices.items()}
+            for ratio, prices in zip(ratios, (self.memory, self.file, self.latency), strict=True)
         )
+        return msgspec.structs.replace(self, memory=memory, file=file, latency=latency)
+
+    @property
+    def dense(self) -> ProfilePoint:
+        """The measurement of the dense model."""
+        return self.points[0]
 
 
-def fit_profile(points: Sequence[ProfilePoint], machine: str, channel_multiple: int = 8) -> Profile:
-    """Fit the three models to measured cuts of one backbone on one device.
+class Quantities(msgspec.Struct, frozen=True):
+    """How a backbone's cuts are counted.
 
-    Args:
-        points: at least three cuts of different sizes, all measured with one runtime and thread count.
-        machine: a description of the device for people.
-        channel_multiple: widths that the device runs well.
+    Attributes:
+        parameters, activations: numbers after a cut that keeps these widths.
+        workload: kinds of work for kernels that work on blocks of that many channels.
+    """
+
+    parameters: Callable[[Mapping[str, int]], float]
+    activations: Callable[[Mapping[str, int]], float]
+    workload: Callable[[int], Workload]
+
+
+def points_of(probes: ProbeSet, report: ProbeReport) -> tuple[ProfilePoint, ...]:
+    """What was measured of each graph, the dense model first.
 
     Raises:
-        InputError: fewer than three sizes, or measurements of different runtimes or thread counts.
+        InputError: the report is of another probe set, is not complete, or has values that are no measurement.
     """
-    kinds = {(p.measured.runtime, p.measured.threads, p.measured.hardware) for p in points}
-    if len({p.parameters for p in points}) < _LEAST_POINTS or len(kinds) != 1:
+    if report.probes != probes.digest:
         raise InputError(
-            f"a profile cannot be fitted to these {len(points)} measurements",
-            why=f"it takes {_LEAST_POINTS} sizes, all measured with one runtime and one thread count",
-            next_step="measure more cuts with: kiridashi-agent measure",
+            "the report is not of this probe set",
+            why=f"it names {report.probes[:12]}, the set is {probes.digest[:12]}",
+            next_step="give the folder of the probe set that the device measured",
         )
-    runtime, threads, hardware = kinds.pop()
-    one = np.ones(len(points))
-    parameters = np.array([p.parameters for p in points], dtype=np.float64)
-    macs = np.array([p.macs for p in points], dtype=np.float64)
-    memory, memory_error = _fit(one, parameters, target=[p.measured.memory_bytes for p in points])
-    file, file_error = _fit(one, parameters, target=[p.measured.file_bytes for p in points])
-    latency, latency_error = _fit(one, parameters, macs, target=[p.measured.latency_p50_ms for p in points])
+    timings = {timing.name: timing for timing in report.timings}
+    missing = [graph.artifact.name for graph in probes.graphs if graph.artifact.name not in timings]
+    if missing or not report.complete:
+        raise InputError(
+            "the report is not complete",
+            why=f"{len(missing)} of {len(probes.graphs)} graphs were not measured" if missing else "it says so",
+            next_step="run kiridashi-agent measure --profile again: it goes on where it stopped",
+        )
+    points = []
+    for graph in probes.graphs:
+        timing = timings[graph.artifact.name]
+        numbers = (timing.quiet_ms, *timing.halves_ms, timing.p95_ms, timing.memory_bytes)
+        if not all(np.isfinite(number) and number > 0 for number in numbers):
+            raise InputError(f"the report's values of {graph.artifact.name} are no measurement", why=f"{numbers}")
+        first, second = timing.halves_ms
+        points.append(
+            ProfilePoint(
+                widths=graph.widths,
+                quiet_ms=timing.quiet_ms,
+                p95_ms=timing.p95_ms,
+                memory_bytes=timing.memory_bytes,
+                file_bytes=graph.artifact.bytes,
+                noise=2 * abs(first - second) / (first + second),
+                multiple=graph.multiple,
+            )
+        )
+    return tuple(points)
+
+
+def fit_profile(probes: ProbeSet, report: ProbeReport, quantities: Quantities) -> Profile:
+    """Fit the models to what a device measured.
+
+    Args:
+        probes: what was measured; its first graph is the dense model.
+        report: the device's answer.
+        quantities: of the backbone that the probes are cuts of.
+
+    Raises:
+        InputError: as :func:`points_of`, or there are fewer than three cuts of different sizes.
+    """
+    points = points_of(probes, report)
+    cuts = [point for point in points if not point.multiple]
+    if len({point.file_bytes for point in cuts}) < _LEAST_POINTS:
+        raise InputError(
+            f"a profile cannot be fitted to {len(cuts)} cuts",
+            why=f"it takes {_LEAST_POINTS} of different sizes",
+            next_step="make a larger probe set: kiridashi profile make --cuts 24",
+        )
+    ones = {FIXED: np.ones(len(cuts))}
+    parameters = np.array([quantities.parameters(point.widths) for point in cuts], dtype=np.float64)
+    activations = np.array([quantities.activations(point.widths) for point in cuts], dtype=np.float64)
+    quiet = np.array([point.quiet_ms for point in cuts])
+    file = _Fit.of({**ones, "parameters": parameters}, np.array([float(point.file_bytes) for point in cuts]))
+    memory = _Fit.of(
+        {**ones, "parameters": parameters, "activations": activations},
+        np.array([float(point.memory_bytes) for point in cuts]),
+    )
+    fits = {block: _fit_latency(quantities.workload(block), cuts, quiet) for block in BLOCKS}
+    block = min(fits, key=lambda size: float(np.mean(fits[size].errors ** 2)))
+    latency = fits[block]
+    cliffs = {
+        point.multiple: point.quiet_ms / price(latency.prices, quantities.workload(block).at(point.widths))
+        for point in points
+        if point.multiple
+    }
+    tails = np.array([point.p95_ms / point.quiet_ms for point in cuts])
     return Profile(
-        runtime=runtime,
-        threads=threads,
-        hardware=hardware,
-        machine=machine,
-        points=tuple(points),
-        memory=(memory[0], memory[1]),
-        file=(file[0], file[1]),
-        latency=(latency[0], latency[1], latency[2]),
-        tail=float(np.median([p.measured.latency_p95_ms / p.measured.latency_p50_ms for p in points])),
-        error=(memory_error, file_error, latency_error),
-        channel_multiple=channel_multiple,
+        device_class=report.device_class,
+        hardware=report.hardware,
+        runtime=report.runtime,
+        threads=report.threads,
+        backbone_fingerprint=probes.backbone_fingerprint,
+        layout_digest=probes.layout_digest,
+        points=points,
+        block=block,
+        multiple=_multiple(block, cliffs),
+        block_errors={size: float(np.median(np.abs(fit.errors))) for size, fit in fits.items()},
+        cliffs=cliffs,
+        memory=memory.prices,
+        file=file.prices,
+        latency=latency.prices,
+        tail=float(np.median(tails)),
+        noise=float(np.median([point.noise for point in cuts])),
+        error={"memory": memory.error, "file": file.error, "latency": latency.error},
     )
 
 
-def _fit(*columns: np.ndarray, target: Sequence[float]) -> tuple[list[float], float]:
-    """Non-negative least squares on relative residuals; columns are scaled to one for conditioning."""
-    measured = np.asarray(target, dtype=np.float64)
-    scales = [float(np.abs(column).max()) for column in columns]
-    design = np.stack([column / scale for column, scale in zip(columns, scales, strict=True)], axis=1)
-    weights, _ = nnls(design / measured[:, None], np.ones(len(measured)))
-    error = float(np.abs(design @ weights / measured - 1).max())
-    return [float(weight / scale) for weight, scale in zip(weights, scales, strict=True)], error
+def price(prices: Mapping[str, float], amounts: Mapping[str, float]) -> float:
+    """What the amounts cost; what has no price costs nothing, and the fixed price is always paid."""
+    return prices.get(FIXED, 0.0) + sum(prices.get(name, 0.0) * amount for name, amount in amounts.items())
+
+
+def _fit_latency(workload: Workload, points: Sequence[ProfilePoint], quiet: FloatArray) -> _Fit:
+    amounts = [workload.at(point.widths) for point in points]
+    columns = {kind: np.array([amount[kind] for amount in amounts]) for kind in workload.kinds}
+    return _Fit.of({FIXED: np.ones(len(points)), **columns}, quiet)
+
+
+def _multiple(block: int, cliffs: Mapping[int, float]) -> int:
+    """The block, or a smaller multiple if cuts at odd multiples of it and of all between run as they should."""
+    multiple = block
+    for smaller in sorted((size for size in cliffs if size < block), reverse=True):
+        if cliffs[smaller] > _CLIFF:
+            break
+        multiple = smaller
+    return multiple
+
+
+class _Fit(msgspec.Struct, frozen=True):
+    """Prices by column, and the relative errors of points left out one at a time, float64 [n]."""
+
+    prices: dict[str, float]
+    errors: FloatArray
+
+    @classmethod
+    def of(cls, columns: Mapping[str, FloatArray], target: FloatArray) -> _Fit:
+        """Non-negative least squares on relative residuals; columns are scaled to one for conditioning."""
+        used = {name: column for name, column in columns.items() if column.any()}
+        scales = np.array([column.max() for column in used.values()])
+        design = np.stack(list(used.values()), axis=1) / scales
+        weights = _solve(design, target)
+        everything = np.arange(len(target))
+        errors = np.array(
+            [design[n] @ _solve(design[everything != n], target[everything != n]) / target[n] - 1 for n in everything]
+        )
+        prices = {name: float(value) for name, value in zip(used, weights / scales, strict=True) if value > 0}
+        return cls(prices, errors)
+
+    @property
+    def error(self) -> float:
+        """The 90th percentile of the absolute relative errors."""
+        return float(np.percentile(np.abs(self.errors), _PERCENTILE))
+
+
+def _solve(design: FloatArray, target: FloatArray) -> FloatArray:
+    weights, _ = nnls(design / target[:, None], np.ones(len(target)))
+    return np.asarray(weights, dtype=np.float64)

@@ -44,8 +44,8 @@ class CostModel:
         tensors = [tracking.tensors[name] for name in tracking.parameters]
         return cls(
             dict(tracking.layout.sizes),
-            _total(tensors, tracking),
-            _total(tracking.works, tracking),
+            sum_of_products(tensors, tracking),
+            sum_of_products([[*work.rest, work.inner, work.outer] for work in tracking.works], tracking),
         )
 
     def parameters(self, kept: Mapping[str, int]) -> int:
@@ -54,7 +54,7 @@ class CostModel:
         Raises:
             PlanError: an unknown group.
         """
-        return _evaluate(self.parameter_terms, self._counts(kept))
+        return evaluate_terms(self.parameter_terms, self._counts(kept))
 
     def macs(self, kept: Mapping[str, int]) -> int:
         """Multiply-accumulates for one sample after a cut that keeps ``kept[group]`` units.
@@ -62,7 +62,7 @@ class CostModel:
         Raises:
             PlanError: an unknown group.
         """
-        return _evaluate(self.mac_terms, self._counts(kept))
+        return evaluate_terms(self.mac_terms, self._counts(kept))
 
     def unit_parameters(self, group: str, kept: Mapping[str, int]) -> int:
         """Parameters that go when, from ``kept``, one more unit of ``group`` is dropped."""
@@ -75,9 +75,9 @@ class CostModel:
     def _unit(self, terms: Sequence[Term], group: str, kept: Mapping[str, int]) -> int:
         counts = self._counts({**kept, group: kept.get(group, self.sizes.get(group, 0))})
         concerned = [term for term in terms if group in term[1]]
-        before = _evaluate(concerned, counts)
+        before = evaluate_terms(concerned, counts)
         counts[group] -= 1
-        return before - _evaluate(concerned, counts)
+        return before - evaluate_terms(concerned, counts)
 
     def _counts(self, kept: Mapping[str, int]) -> dict[str, int]:
         if not kept.keys() <= self.sizes.keys():
@@ -86,11 +86,13 @@ class CostModel:
         return {**self.sizes, **kept}
 
 
-def _evaluate(terms: Iterable[Term], counts: Mapping[str, int]) -> int:
+def evaluate_terms(terms: Iterable[Term], counts: Mapping[str, int]) -> int:
+    """The value of a polynomial at unit counts of all its groups."""
     return sum(coefficient * math.prod(map(counts.__getitem__, names)) for coefficient, names in terms)
 
 
-def _total(products: Iterable[Sequence[Dim]], tracking: Tracking) -> tuple[Term, ...]:
+def sum_of_products(products: Iterable[Sequence[Dim]], tracking: Tracking) -> tuple[Term, ...]:
+    """The sum of the products of dimensions, for one sample, as a polynomial in unit counts."""
     total: _Polynomial = {}
     for dims in products:
         polynomial: _Polynomial = {(): 1}

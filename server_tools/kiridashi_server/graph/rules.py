@@ -14,15 +14,15 @@ A rule returns None for a call it does not understand; then everything the call 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, fx
 
-from kiridashi_server.graph.dims import Dim, Dims, freeze, fresh, size_of
+from kiridashi_server.graph.dims import ONE, Dim, Dims, freeze, fresh, size_of
 from kiridashi_server.graph.program import arguments, operator_name
 
 Result: TypeAlias = Dims | tuple[Dims, ...]
@@ -102,6 +102,25 @@ class Slot:
     dim: Dim
 
 
+WorkKind: TypeAlias = Literal["dense", "depthwise", "product"]
+"""What multiplies: a weight of many channels, a weight of one channel for each, or two results with each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """``node`` does one multiply-accumulate for every index of ``rest``, ``inner`` and ``outer``.
+
+    ``inner`` is what it sums over, a kernel's own size aside; ``outer`` the channels of its result; ``rest`` is
+    everything else: batch, positions, heads, kernel.
+    """
+
+    node: str
+    kind: WorkKind
+    inner: Dim
+    outer: Dim
+    rest: Dims
+
+
 @dataclass(slots=True)
 class Notes:
     """What the rules stated besides dimensions, over the whole program.
@@ -115,7 +134,7 @@ class Notes:
     norms: list[Norm] = field(default_factory=list)
     picks: list[Pick] = field(default_factory=list)
     constants: set[fx.Node] = field(default_factory=set)
-    works: list[tuple[Dim, ...]] = field(default_factory=list)
+    works: list[Work] = field(default_factory=list)
     producers: dict[str, tuple[int, str]] = field(default_factory=dict)
     heads: list[Dim] = field(default_factory=list)
 
@@ -171,6 +190,13 @@ class Call:
         """Whether ``value`` is a node that depends on no input and no parameter."""
         return value in self._notes.constants
 
+    def is_parameter(self, argument: str) -> bool:
+        """Whether the argument is a parameter or a buffer, or one seen through views of it."""
+        source = self.arguments.get(argument)
+        while isinstance(source, fx.Node) and source.op == "call_function" and len(source.all_input_nodes) == 1:
+            source = source.all_input_nodes[0]
+        return isinstance(source, fx.Node) and source.op == "get_attr"
+
     def picks(self, argument: str, axis: int, dim: Dim) -> None:
         """State that axis ``axis`` (negative) of the constant ``argument`` runs over ``dim``, which may be cut."""
         self._notes.picks.append(Pick(self.node.name, argument, axis, dim))
@@ -194,9 +220,9 @@ class Call:
             elif item != -1:
                 self._notes.slots.append(Slot(self.node.name, argument, position, dim))
 
-    def works(self, *dims: Dim) -> None:
-        """State that the operator does one multiply-accumulate for every index of the product of ``dims``."""
-        self._notes.works.append(dims)
+    def works(self, kind: WorkKind, rest: Iterable[Dim], inner: Dim = ONE, outer: Dim = ONE) -> None:
+        """State what the operator multiplies, as in :class:`Work`."""
+        self._notes.works.append(Work(self.node.name, kind, inner, outer, list(rest)))
 
     def produces(self, argument: str, kind: str, axis: int = 0) -> None:
         """State that the weight ``argument`` makes new channels of this kind on axis ``axis``.

@@ -16,7 +16,7 @@ from kiridashi_server.graph.errors import GraphError
 from kiridashi_server.graph.layout import Frozen, Group, Kind, Layout, Member
 from kiridashi_server.graph.program import operator_name, tensor_names, tensor_of
 from kiridashi_server.graph.protection import Protection
-from kiridashi_server.graph.rules import Average, Call, Norm, Notes, Pick, Read, Result, Slot, find_rule, shape_of
+from kiridashi_server.graph.rules import Average, Call, Norm, Notes, Pick, Read, Result, Slot, Work, find_rule, shape_of
 
 _SIZES_ALONE = frozenset({"sym_size", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"})
 """Operators that take only sizes and the data type from their first argument."""
@@ -39,7 +39,7 @@ class Tracking:
         averages: where an operator divides a sum over a dimension by its size.
         norms: where an operator takes statistics over a dimension that can be cut.
         picks: where a constant computed in the graph meets a dimension that can be cut.
-        works: for every operator that multiplies, the dimensions whose product is its cost.
+        works: what every operator that multiplies does.
         layout: the groups.
         unknown: operators without a rule, or used in a way the rule does not understand, that froze something,
             and how often.
@@ -54,7 +54,7 @@ class Tracking:
     averages: tuple[Average, ...]
     norms: tuple[Norm, ...]
     picks: tuple[Pick, ...]
-    works: tuple[tuple[tuple[Atom, ...], ...], ...]
+    works: tuple[Work, ...]
     layout: Layout
     unknown: Mapping[str, int]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kiridashi_server.graph.dims import ONE, Dim, Dims, broadcast, freeze, freeze_all, fresh, is_frozen, size_of, unify
-from kiridashi_server.graph.rules import Call, Result, passed_on, rule
+from kiridashi_server.graph.rules import Call, Result, WorkKind, passed_on, rule
 
 KERNEL = "kernel size"
 
@@ -33,7 +33,8 @@ def convolution(call: Call) -> Result | None:
     if bias is not None:
         unify(bias[0], weight[0])
     result = [source[0], weight[0], *(fresh(size, "position") for size in call.shape[2:])]
-    call.works(*result, *weight[1:])
+    kind: WorkKind = "depthwise" if groups > 1 and size_of(weight[1]) == 1 else "dense"
+    call.works(kind, [result[0], *result[2:], *weight[2:]], weight[1], weight[0])
     return result
 
 
@@ -58,7 +59,7 @@ def transposed_convolution(call: Call) -> Result | None:
         call.resizes("groups", group)
     if bias is not None:
         unify(bias[0], outputs)
-    call.works(*source, *weight[1:])
+    call.works("dense", [source[0], *source[2:], *weight[2:]], source[1], weight[1])
     return [source[0], outputs, *(fresh(size, "position") for size in call.shape[2:])]
 
 
@@ -70,7 +71,7 @@ def linear(call: Call) -> Result | None:
         return None
     unify(source[-1], weight[-1])
     call.reads("input", -1, source[-1])
-    call.works(*source[:-1], *weight)
+    call.works("dense", source[:-1], weight[-1], weight[0] if len(weight) == 2 else ONE)
     if len(weight) == 1:  # one output, without an axis
         return source[:-1]
     if bias is not None:
@@ -104,7 +105,8 @@ def _product(call: Call, first: str, second: str) -> Dims | None:
         call.produces(second, "node", axis=1)
     leading = broadcast([left[:-2], right[:-2]])
     call.has_heads(leading)
-    call.works(*leading, left[-2], left[-1], right[-1])
+    kind: WorkKind = "dense" if call.is_parameter(second) else "product"
+    call.works(kind, [*leading, left[-2]], left[-1], right[-1])
     return [*leading, left[-2], right[-1]]
 
 
@@ -131,7 +133,7 @@ def einsum(call: Call) -> Result | None:
             call.reads("tensors", letters[place].index(letter) - len(letters[place]), dim, place)
     if len(letters) > 1:
         call.has_heads([dim for letter, dim in found.items() if letter in output and all(letter in t for t in letters)])
-    call.works(*found.values())
+    call.works("product", found.values())
     return [found[letter] for letter in output]
 
 
@@ -165,6 +167,6 @@ def attention(call: Call) -> Result | None:
     if mask is not None:
         broadcast([[*leading, query[-2], key[-2]], mask])
     call.has_heads(leading)
-    call.works(*leading, query[-2], key[-2], query[-1])
-    call.works(*leading, query[-2], key[-2], value[-1])
+    call.works("product", [*leading, query[-2]], query[-1], key[-2])
+    call.works("product", [*leading, query[-2]], key[-2], value[-1])
     return [*leading, query[-2], value[-1]]
