@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 from kiridashi.artifacts import write_atomic
+from kiridashi.budget import CALM_TAIL
 from kiridashi.errors import StateError
 from kiridashi.probes import ProbeReport, Timing
 
@@ -152,8 +153,15 @@ def to_report(record: Record, names: tuple[str, ...]) -> ProbeReport:
         timings=tuple(_timing(record, name, names[0]) for name in done),
         seconds=record.seconds,
         complete=len(done) == len(names),
-        notes=record.notes,
+        notes=record.notes + _restless(record),
     )
+
+
+def _restless(record: Record) -> tuple[str, ...]:
+    restless = sum(alone.p95_ms > CALM_TAIL * alone.p50_ms for alone in record.alone.values())
+    if not restless:
+        return ()
+    return (f"other work disturbed {restless} of {len(record.alone)} graphs alone: p95 over {CALM_TAIL:g} medians",)
 
 
 def _timing(record: Record, name: str, anchor: str) -> Timing:

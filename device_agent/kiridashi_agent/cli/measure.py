@@ -132,4 +132,4 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-COMMANDS = (Command("measure", "measure model files on this device", _configure, _run),)
+COMMANDS = (Command("measure", "measure model files or a probe set on this device", _configure, _run),)

@@ -148,6 +148,12 @@ def test_the_quieter_sitting_counts_and_both_are_told() -> None:
     assert (a.p50_ms, a.p95_ms, a.memory_bytes) == (2.0, 3.0, EMPTY + 4 * MIB)
 
 
+def test_a_tail_that_is_not_the_models_is_noted() -> None:
+    restless = {"dense": alone(p50_ms=0.9), "a": alone(p50_ms=2.0)}
+    report = to_report(Record(KEY, alone=restless, notes=("hot 84 C",)), ("dense", "a"))
+    assert report.notes == ("hot 84 C", "other work disturbed 1 of 2 graphs alone: p95 over 3 medians")
+
+
 def test_a_record_is_continued_only_by_its_own_kind_and_nothing_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "record"
     kept = sat(measured_alone(), {"dense": 5.0})
