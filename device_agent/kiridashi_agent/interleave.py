@@ -31,11 +31,12 @@ def run(request: InterleaveRequest) -> Interleaved:
         BundleError, InputError: a file cannot be used.
         RuntimeUnavailableError: the runtime is not installed.
     """
+    deadline = time.perf_counter() + request.seconds
     notes = conditions()
     turns = [_turn(Path(request.folder) / name, request) for name in request.graphs]
     for turn in turns:
         turn()
-    times_ms = take_turns(turns, request)
+    times_ms = take_turns(turns, request, deadline)
     quiet_ms = dict(zip(request.graphs, quiet_times(times_ms).tolist(), strict=True))
     return Interleaved(quiet_ms=quiet_ms, rounds=len(times_ms), notes=notes)
 
@@ -48,15 +49,17 @@ def quiet_times(times_ms: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def take_turns(
-    turns: Sequence[Callable[[], float]], request: InterleaveRequest, clock: Callable[[], float] = time.perf_counter
+    turns: Sequence[Callable[[], float]],
+    request: InterleaveRequest,
+    deadline: float,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> NDArray[np.float64]:
     """Milliseconds of every turn, float64 [rounds, turns]; each round has its own order.
 
-    Ends after ``request.max_rounds``, or when ``request.seconds`` have passed and two rounds are done; a round that is
-    cut short by that is left out.
+    Ends after ``request.max_rounds``, or when the clock is at ``deadline`` and two rounds are done; a round that is cut
+    short by that is left out.
     """
     rng = np.random.default_rng(request.seed)
-    deadline = clock() + request.seconds
     rounds: list[list[float]] = []
     while len(rounds) < request.max_rounds:
         row = [0.0] * len(turns)

@@ -73,8 +73,8 @@ class MeasureRequest(msgspec.Struct, frozen=True):
 class InterleaveRequest(msgspec.Struct, frozen=True):
     """Time the model files ``graphs`` of a folder against each other: all are loaded, and they take turns.
 
-    A turn is ``turn`` predictions in a row. Rounds of turns go on until ``seconds`` have passed (but at least two) or
-    ``max_rounds`` are done.
+    A turn is ``turn`` predictions in a row. Rounds of turns go on until ``seconds`` have passed, loading included (but
+    there are at least two), or until ``max_rounds`` are done.
     """
 
     folder: str

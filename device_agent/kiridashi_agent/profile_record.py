@@ -24,9 +24,9 @@ FORMAT = "kiridashi-profile-record/1"
 SITTINGS = 2
 """Two processes differ in where their memory lies; that difference belongs to the noise that is reported."""
 
-START_S = 1.0
-"""Guess of the time that a child needs before it loads its first model."""
 _FEWEST_ROUNDS = 10
+_START_FACTOR = 2.0
+"""A process that starts more slowly than others before must still end in time: one that is killed gives nothing."""
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -40,12 +40,16 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class Alone(msgspec.Struct, frozen=True):
-    """One graph in a process of its own; the fields are those of :class:`~kiridashi.probes.Timing`."""
+    """One graph in a process of its own; ``start_s`` is what the process took beside loading and predicting.
+
+    The other fields are those of :class:`~kiridashi.probes.Timing`.
+    """
 
     p50_ms: float
     p95_ms: float
     memory_bytes: int
     load_ms: float
+    start_s: float
 
 
 class Sitting(msgspec.Struct, frozen=True):
@@ -76,7 +80,7 @@ class Record(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Plan:
-    """The next sitting: its graphs, the dense model first, and how long they take turns."""
+    """The next sitting: its graphs, the dense model first, and the seconds that it may take once it has started."""
 
     graphs: tuple[str, ...]
     seconds: float
@@ -110,35 +114,35 @@ def save_record(path: Path, record: Record) -> None:
     write_atomic(path, msgspec.json.encode(record))
 
 
-def next_sitting(
-    record: Record, file_bytes: Mapping[str, int], memory_bytes: int | None, seconds: float
-) -> Plan | None:
+def next_sitting(record: Record, file_bytes: Mapping[str, int], memory_bytes: float, seconds: float) -> Plan | None:
     """The graphs that sit together next, as many as fit the memory and the time; ``None`` if the time is too short.
 
     Args:
         record: every graph has been measured alone.
         file_bytes: size of each graph's file, in the set's order.
-        memory_bytes: what the process may use.
+        memory_bytes: what the process may use; infinite if there is no limit.
         seconds: what is left for all sittings.
     """
     anchor, *others = file_bytes
     left = {name: SITTINGS - record.sat(name) for name in others or [anchor]}
-    batch, need = [anchor], START_S + _least_s(record.alone[anchor])
-    growth = _growth(record, file_bytes)
-    room = None if memory_bytes is None else memory_bytes - growth.pop("") - growth[anchor]
-    for name in (name for name in others if left[name] == max(left.values())):
+    waiting = [name for name in others if left[name] == max(left.values())]
+    starts = sorted(alone.start_s for alone in record.alone.values())
+    start = _START_FACTOR * starts[len(starts) // 2]
+    batch, need = [anchor], start + _least_s(record.alone[anchor])
+    process, growth = _growth(record, file_bytes)
+    used = process + growth[anchor]
+    for name in waiting:
         more = _least_s(record.alone[name])
-        room = None if room is None else room - growth[name]
-        if len(batch) > 1 and (need + more > seconds or (room is not None and room < 0)):
+        if len(batch) > 1 and (need + more > seconds or used + growth[name] > memory_bytes):
             break
         batch.append(name)
+        used += growth[name]
         need += more
     if need > seconds:
         return None
     cost = {name: record.alone[name].p50_ms for name in left}
     share = sum(cost[name] for name in batch if name in left) / sum(cost[name] * left[name] for name in left)
-    start = START_S + sum(record.alone[name].load_ms for name in batch) / 1e3
-    return Plan(tuple(batch), max(need - start, share * seconds - start))
+    return Plan(tuple(batch), max(need, share * seconds) - start)
 
 
 def to_report(record: Record, names: tuple[str, ...]) -> ProbeReport:
@@ -184,13 +188,13 @@ def _timing(record: Record, name: str, anchor: str) -> Timing:
     )
 
 
-def _growth(record: Record, file_bytes: Mapping[str, int]) -> dict[str, int]:
-    """Bytes that each graph adds to a process, from above, and under ``""`` those of the process itself.
+def _growth(record: Record, file_bytes: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+    """Bytes of a process without a model, and what each graph adds to it.
 
-    A model needs at least its file's size, so the process itself needs at most the smallest difference of the two.
+    A model takes at least its file's size, so the smallest peak less that size is the most that the process has.
     """
-    empty = min(record.alone[name].memory_bytes - size for name, size in file_bytes.items())
-    return {"": empty, **{name: record.alone[name].memory_bytes - empty for name in file_bytes}}
+    process = min(record.alone[name].memory_bytes - size for name, size in file_bytes.items())
+    return process, {name: record.alone[name].memory_bytes - process for name in file_bytes}
 
 
 def _least_s(alone: Alone) -> float:

@@ -5,6 +5,7 @@ This module is part of the resident agent: everything that needs a runtime is do
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +23,6 @@ from kiridashi_agent.machine import available_bytes, device_class, hardware_kind
 from kiridashi_agent.process import JobTimeoutError, Limits, MemoryLimitError
 from kiridashi_agent.profile_record import (
     SITTINGS,
-    START_S,
     Alone,
     Key,
     Plan,
@@ -36,6 +36,8 @@ from kiridashi_agent.profile_record import (
 
 _ALONE_SHARE = 0.35
 _ALONE_S = (0.3, 2.0)
+_START_S = 1.0
+"""Guess of what a child takes beside predicting, until the first one has been seen."""
 _FEWEST_RUNS = 20
 
 
@@ -87,8 +89,8 @@ def measure_probes(
     """Measure a probe set as far as the time allows, going on where ``record`` stands.
 
     Every step is kept in ``record`` when it is done. When the time is up the report is not ``complete``, and the next
-    call goes on; a finished record is reported without measuring. A record of another probe set, device class,
-    runtime or number of threads is renamed, and the report's notes say so.
+    call goes on, if there was time for one step at least; a finished record is reported without measuring. A record of
+    another probe set, device class, runtime or number of threads is renamed, and the report's notes say so.
 
     Args:
         folder: the probe set's file and its model files.
@@ -101,7 +103,8 @@ def measure_probes(
         BundleError: no probe set, or a damaged file; nothing has been measured then.
         RuntimeUnavailableError: the set's runtime is not installed.
         StateError: the record cannot be read.
-        JobError: a child crashed, reached its memory limit, or was cancelled; what was measured before is kept.
+        JobError: a child crashed, hung, reached its memory limit, or was cancelled, or the time is too short for one
+            step; what was measured before is kept.
     """
     begun = time.monotonic()
     probes = _read(folder)
@@ -113,18 +116,18 @@ def measure_probes(
     for graph in probes.graphs:
         check_file(folder / graph.artifact.name, graph.artifact)
     work = _prepare(folder, probes, kept, settings, begun, cancel)
-    spent = kept.seconds
-    while (done := _steps(kept, names)) < total:
-        if tell is not None:
-            tell(done, total)
-        step = _step(work, kept)
-        if step is None:
-            break
-        kept = msgspec.structs.replace(step, seconds=spent + time.monotonic() - begun)
+    tell = tell or (lambda _done, _total: None)
+    start = kept
+    tell(_steps(kept, names), total)
+    while _steps(kept, names) < total and (step := _step(work, kept)) is not None:
+        kept = msgspec.structs.replace(step, seconds=start.seconds + time.monotonic() - begun)
         save_record(record, kept)
-    else:
-        if tell is not None:
-            tell(total, total)
+        tell(_steps(kept, names), total)
+    if kept is start:
+        raise JobTimeoutError(
+            f"{settings.seconds:g} s are too short for one more measurement of '{probes.name}'",
+            next_step="allow it more seconds; what was measured before is kept",
+        )
     return to_report(kept, names)
 
 
@@ -134,7 +137,7 @@ def _step(work: _Work, kept: Record) -> Record | None:
     try:
         if missing is not None:
             return _measure_alone(work, kept, missing) if work.left_s() > 0 else None
-        plan = next_sitting(kept, work.file_bytes, work.memory_bytes, work.left_s())
+        plan = next_sitting(kept, work.file_bytes, work.memory_bytes or math.inf, work.left_s())
         return _sit(work, kept, plan) if plan is not None else None
     except JobTimeoutError:
         if work.left_s() > 0:
@@ -148,12 +151,15 @@ def _step(work: _Work, kept: Record) -> Record | None:
 def _measure_alone(work: _Work, kept: Record, name: str) -> Record:
     path = str(work.folder / name)
     request = jobs.MeasureRequest(folder=path, threads=work.threads, runs=_FEWEST_RUNS, seconds=work.alone_s)
+    begun = time.monotonic()
     measured = jobs.measure(request, work.limits(work.alone_s))
+    predicting_s = (measured.runs * measured.latency_p50_ms + measured.load_ms) / 1e3
     alone = Alone(
         p50_ms=measured.latency_p50_ms,
         p95_ms=measured.latency_p95_ms,
         memory_bytes=measured.memory_bytes,
         load_ms=measured.load_ms,
+        start_s=max(0.0, time.monotonic() - begun - predicting_s),
     )
     return msgspec.structs.replace(kept, alone=kept.alone | {name: alone})
 
@@ -187,7 +193,7 @@ def _prepare(
     """Share out time and memory before anything is measured."""
     file_bytes = {graph.artifact.name: graph.artifact.bytes for graph in probes.graphs}
     missing = len(file_bytes) - len(kept.alone)
-    each_s = _ALONE_SHARE * settings.seconds / missing - START_S if missing else 0.0
+    each_s = _ALONE_SHARE * settings.seconds / missing - _START_S if missing else 0.0
     return _Work(
         folder=folder,
         file_bytes=file_bytes,

@@ -90,7 +90,7 @@ def test_a_whole_profile_and_the_second_call_measures_nothing(
     assert [timing.name for timing in report.timings] == [f"cut-{n}.{suffix}" for n in range(3)]
     for timing in report.timings:
         assert 0 < timing.quiet_ms == min(timing.halves_ms) < 100
-        assert timing.quiet_ms < timing.p95_ms
+        assert timing.p50_ms / 3 < timing.quiet_ms < timing.p95_ms * 3
         assert timing.runs == 2 * 5 * jobs.TURN
         assert 20 * MIB < timing.memory_bytes < 150 * MIB
     assert decode_probe_report(msgspec.json.encode(report)) == report
@@ -186,20 +186,20 @@ def test_without_the_runtime(shipped: Path, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.usefixtures("quick")
 def test_the_time_is_kept_and_calls_add_up(shipped: Path, tmp_path: Path) -> None:
-    folder, record = make_set(shipped, tmp_path / "set", 4), tmp_path / "record"
+    folder, record = make_set(shipped, tmp_path / "set", 16), tmp_path / "record"
     steps = []
     for _ in range(40):
         begun = time.monotonic()
-        report = measure_probes(folder, record, settings(seconds=2.5))
-        assert time.monotonic() - begun < 3.5
+        report = measure_probes(folder, record, settings(seconds=4.0))
+        assert time.monotonic() - begun < 5.0
         kept = msgspec.json.decode(record.read_bytes(), type=Record) if record.exists() else None
-        steps.append(sum(kept.steps(f"cut-{n}.onnx") for n in range(4)) if kept else 0)
+        steps.append(sum(kept.steps(f"cut-{n}.onnx") for n in range(16)) if kept else 0)
         if report.complete:
             break
     assert report.complete
     assert len(steps) > 1
     assert steps == sorted(steps)
-    assert report.seconds > 2.5
+    assert report.seconds > 4.0
 
 
 def test_cancelling_stops_at_once_and_keeps_the_record(shipped: Path, tmp_path: Path) -> None:
@@ -266,6 +266,11 @@ def test_the_command_tells_what_it_found(shipped: Path, tmp_path: Path, capsys: 
     )
     common = ["measure", "--profile", str(folder), "--state", str(tmp_path)]
     assert main([*common, "--seconds", "0.01"]) == ExitCode.MEASURE
+    assert "0.01 s are too short" in capsys.readouterr().err
+    many, output = make_set(shipped, tmp_path / "many", 16), tmp_path / "report.json"
+    unfinished = ["measure", "--profile", str(many), "--state", str(tmp_path), "-o", str(output), "--seconds", "4"]
+    assert main(unfinished) == ExitCode.MEASURE
+    assert not decode_probe_report(output.read_bytes()).complete
     assert "the same command goes on" in capsys.readouterr().out
     assert main(common) == ExitCode.OK
     out, said = capsys.readouterr()

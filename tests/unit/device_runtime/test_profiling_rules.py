@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,6 @@ from kiridashi_agent.jobs import TURN, InterleaveRequest
 from kiridashi_agent.machine import available_bytes, device_class
 from kiridashi_agent.profile_record import (
     SITTINGS,
-    START_S,
     Alone,
     Key,
     Record,
@@ -31,10 +31,11 @@ KEY = Key(probes="0" * 64, device_class="board-4c-4gib", runtime="onnxruntime 1.
 SIZES = {"dense": 10 * MIB, "a": 4 * MIB, "b": 3 * MIB, "c": 2 * MIB, "d": MIB}
 NAMES = tuple(SIZES)
 EMPTY = 50 * MIB
+START_S = 2.0
 
 
 def alone(p50_ms: float = 2.0, memory_bytes: int = 0, load_ms: float = 0.0) -> Alone:
-    return Alone(p50_ms=p50_ms, p95_ms=3.0, memory_bytes=memory_bytes, load_ms=load_ms)
+    return Alone(p50_ms=p50_ms, p95_ms=3.0, memory_bytes=memory_bytes, load_ms=load_ms, start_s=START_S / 2)
 
 
 def measured_alone(**p50_ms: float) -> Record:
@@ -46,7 +47,7 @@ def sat(record: Record, quiet_ms: dict[str, float]) -> Record:
     return msgspec.structs.replace(record, sittings=(*record.sittings, Sitting(quiet_ms, runs=60)))
 
 
-def run_down(record: Record, memory_bytes: int | None, seconds: float) -> list[tuple[str, ...]]:
+def run_down(record: Record, memory_bytes: float, seconds: float) -> list[tuple[str, ...]]:
     """All sittings until there are no more to take."""
     taken = []
     while not to_report(record, NAMES).complete:
@@ -61,7 +62,7 @@ def test_each_round_has_all_once_in_its_own_order_and_the_same_seed_the_same_ord
     def orders(seed: int) -> list[tuple[int, ...]]:
         seen: list[int] = []
         turns = [lambda n=n: float(seen.append(n) or n) for n in range(6)]
-        times = take_turns(turns, InterleaveRequest("", (), max_rounds=5, seed=seed), clock=lambda: 0.0)
+        times = take_turns(turns, InterleaveRequest("", (), max_rounds=5, seed=seed), 1.0, clock=lambda: 0.0)
         assert times.tolist() == [[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]] * 5
         return [tuple(seen[start : start + 6]) for start in range(0, 30, 6)]
 
@@ -74,10 +75,10 @@ def test_each_round_has_all_once_in_its_own_order_and_the_same_seed_the_same_ord
 def test_when_the_time_is_up_a_round_begun_does_not_count_but_two_are_made() -> None:
     ticks = itertools.count()
     turns = [lambda: 1.0] * 4
-    late = InterleaveRequest("", (), seconds=10.0, max_rounds=100)
-    assert take_turns(turns, late, clock=lambda: float(next(ticks))).shape == (2, 4)
-    hurried = msgspec.structs.replace(late, seconds=0.1)
-    assert take_turns(turns, hurried, clock=lambda: float(next(ticks))).shape == (2, 4)
+    request = InterleaveRequest("", (), max_rounds=100)
+    assert take_turns(turns, request, 14.5, clock=lambda: float(next(ticks))).shape == (3, 4)
+    assert take_turns(turns, request, 0.0, clock=lambda: float(next(ticks))).shape == (2, 4)
+    assert take_turns(turns, msgspec.structs.replace(request, max_rounds=7), math.inf).shape == (7, 4)
 
 
 def test_quiet_time_is_the_mean_of_the_quickest_quarter() -> None:
@@ -95,7 +96,7 @@ def test_disturbed_rounds_do_not_move_the_quiet_time() -> None:
 
 
 def test_with_room_for_all_every_sitting_has_all() -> None:
-    assert run_down(measured_alone(), None, 600.0) == [NAMES] * SITTINGS
+    assert run_down(measured_alone(), math.inf, 600.0) == [NAMES] * SITTINGS
     assert run_down(measured_alone(), EMPTY + sum(SIZES.values()), 600.0) == [NAMES] * SITTINGS
 
 
@@ -113,15 +114,15 @@ def test_less_memory_than_one_pair_needs_still_gives_pairs_and_the_limit_decides
 def test_a_short_time_gives_smaller_batches_and_then_none() -> None:
     slow = measured_alone(**dict.fromkeys(NAMES, 100.0))
     one = 11 * TURN * 0.1
-    assert next_sitting(slow, SIZES, None, START_S + 5.1 * one).graphs == NAMES
-    assert next_sitting(slow, SIZES, None, START_S + 3.1 * one).graphs == NAMES[:3]
-    assert next_sitting(slow, SIZES, None, START_S + 2.1 * one).graphs == NAMES[:2]
-    assert next_sitting(slow, SIZES, None, START_S + 1.9 * one) is None
+    assert next_sitting(slow, SIZES, math.inf, START_S + 5.1 * one).graphs == NAMES
+    assert next_sitting(slow, SIZES, math.inf, START_S + 3.1 * one).graphs == NAMES[:3]
+    assert next_sitting(slow, SIZES, math.inf, START_S + 2.1 * one).graphs == NAMES[:2]
+    assert next_sitting(slow, SIZES, math.inf, START_S + 1.9 * one) is None
 
 
 def test_time_is_shared_out_by_what_the_graphs_cost() -> None:
     record = measured_alone(a=6.0)
-    first = next_sitting(record, SIZES, None, 101.0)
+    first = next_sitting(record, SIZES, math.inf, 101.0)
     assert first.seconds == pytest.approx(101.0 / 2 - START_S)
     pair = next_sitting(record, SIZES, EMPTY + 14 * MIB, 101.0)
     assert pair.graphs == ("dense", "a")
@@ -132,7 +133,7 @@ def test_a_set_of_the_dense_model_alone() -> None:
     sizes = {"dense": MIB}
     record = Record(KEY, alone={"dense": alone(memory_bytes=EMPTY)})
     for _ in range(SITTINGS):
-        plan = next_sitting(record, sizes, None, 60.0)
+        plan = next_sitting(record, sizes, math.inf, 60.0)
         assert plan.graphs == ("dense",)
         record = sat(record, {"dense": 1.0})
     assert to_report(record, ("dense",)).complete
