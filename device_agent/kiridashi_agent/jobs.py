@@ -1,4 +1,4 @@
-"""What the agent has done by child processes: probing, measuring and tuning a bundle.
+"""What the agent has done by child processes: probing, measuring and tuning a bundle, and interleaving probes.
 
 The resident agent stays small: this module imports neither numpy nor a runtime. Every function blocks until the child
 has ended (call it from a worker thread), and either returns the child's result or raises: the child's own
@@ -23,6 +23,8 @@ from kiridashi_agent.child import Call, Fault, Reply
 from kiridashi_agent.process import JobCrashedError, JobError, Limits, over_memory, run_child
 
 TUNE_NICE = 10
+TURN = 6
+"""Predictions in a row when models take turns; from the fifth on they are as quick as in steady serving."""
 RESERVED_BYTES = 64 * 1024 * 1024
 """What a child may reserve over its limit without using it, where the kernel counts reservations (``RLIMIT_DATA``).
 
@@ -68,6 +70,30 @@ class MeasureRequest(msgspec.Struct, frozen=True):
     memory_limit: MemoryLimit = "none"
 
 
+class InterleaveRequest(msgspec.Struct, frozen=True):
+    """Time the model files ``graphs`` of a folder against each other: all are loaded, and they take turns.
+
+    A turn is ``turn`` predictions in a row. Rounds of turns go on until ``seconds`` have passed, loading included (but
+    there are at least two), or until ``max_rounds`` are done.
+    """
+
+    folder: str
+    graphs: tuple[str, ...]
+    threads: int = 1
+    seconds: float = 60.0
+    turn: int = TURN
+    max_rounds: int = 100
+    seed: int = 0
+
+
+class Interleaved(msgspec.Struct, frozen=True):
+    """The quiet time of each graph of a request, milliseconds; see :mod:`kiridashi_agent.interleave`."""
+
+    quiet_ms: dict[str, float]
+    rounds: int
+    notes: tuple[str, ...] = ()
+
+
 class TuneRequest(msgspec.Struct, frozen=True):
     """Tune the bundle in a slot on local samples.
 
@@ -102,7 +128,7 @@ class TuneOutcome(msgspec.Struct, frozen=True):
     model_digest: str
 
 
-Result = TypeVar("Result", ProbeReport, Measurement, TuneOutcome)
+Result = TypeVar("Result", ProbeReport, Measurement, Interleaved, TuneOutcome)
 
 
 def probe(request: ProbeRequest, limits: Limits = PROBE_LIMITS) -> ProbeReport:
@@ -141,6 +167,16 @@ def measure_file(path: Path, threads: int = 1, limits: Limits = MEASURE_LIMITS) 
     return measure(MeasureRequest(folder=str(path), threads=threads), limits)
 
 
+def interleave(request: InterleaveRequest, limits: Limits) -> Interleaved:
+    """Time several model files against each other in one fresh process.
+
+    Raises: as :func:`measure`.
+    """
+    return _run(
+        "interleave", request, Interleaved, limits, f"measuring {len(request.graphs)} files in {request.folder}"
+    )
+
+
 def tune(request: TuneRequest, limits: Limits = TUNE_LIMITS) -> TuneOutcome:
     """Tune on local samples and validate on the local hold-out; files are left in the slot only when kept.
 
@@ -163,7 +199,7 @@ def tune(request: TuneRequest, limits: Limits = TUNE_LIMITS) -> TuneOutcome:
 
 def _run(
     job: str,
-    request: ProbeRequest | MeasureRequest | TuneRequest,
+    request: ProbeRequest | MeasureRequest | InterleaveRequest | TuneRequest,
     result: type[Result],
     limits: Limits,
     subject: str,

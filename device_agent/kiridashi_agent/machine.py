@@ -1,4 +1,4 @@
-"""What this machine says of itself: real or emulated, how hot and how busy, and what this process has used.
+"""What this machine says of itself: its class, real or emulated, how hot and how busy, and what this process has used.
 
 Everything is read from ``/proc`` and ``/sys``; a file that is not there is simply not reported.
 """
@@ -6,15 +6,25 @@ Everything is read from ``/proc`` and ``/sys``; a file that is not there is simp
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
+
+from kiridashi.budget import MIB
+from kiridashi.messages import check_name
 
 HARDWARE_VARIABLE = "KIRIDASHI_HARDWARE"
 HOT_CELSIUS = 80.0
 _THROTTLED = Path("sys/devices/platform/soc/soc:firmware/get_throttled")
 _GOVERNOR = Path("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _MODALIAS = Path("sys/devices/system/cpu/modalias")
+_BOARD = Path("proc/device-tree/model")
+_CPUINFO = Path("proc/cpuinfo")
+_MEMINFO = Path("proc/meminfo")
 _ROOT = Path("/")
+_LONGEST_NAME = 63
+_UNSPECIFIC = re.compile(r"\((?:r|tm)\)|@.*|\bcpu\b|\brev(?:ision)? [0-9.]+", re.IGNORECASE)
+"""What tells apart machines that are alike: trade marks, the clock rate on the label, a board's revision."""
 
 
 def hardware_kind(machine: str | None = None, root: Path = _ROOT) -> Literal["real", "emulated"]:
@@ -33,6 +43,26 @@ def hardware_kind(machine: str | None = None, root: Path = _ROOT) -> Literal["re
     family = kernel.removeprefix("cpu:type:").split(",", 1)[0].split(":", 1)[0]
     arm = seen.startswith(("aarch64", "arm"))
     return "emulated" if (family == "x86" and arm) or (family == "aarch64" and not arm) else "real"
+
+
+def device_class(root: Path = _ROOT, machine: str | None = None, processors: int | None = None) -> str:
+    """What devices like this one are called: ``raspberry-pi-4-model-b-4c-4gib``.
+
+    The board's name where the firmware gives one, else the processor's, else the architecture; then the number of
+    processors and the memory, rounded up to a size that is sold. A valid name of at most 63 characters.
+    """
+    board = _read(root / _BOARD).rstrip("\0")
+    name = board or _field(root / _CPUINFO, "model name") or machine or os.uname().machine
+    size_mib = _nominal_mib(_meminfo_bytes(root, "MemTotal") // MIB)
+    memory = f"{size_mib // 1024}gib" if size_mib >= 1024 else f"{size_mib}mib"
+    tail = f"-{processors or os.cpu_count() or 1}c-{memory}"
+    slug = re.sub(r"[^a-z0-9]+", "-", _UNSPECIFIC.sub(" ", name).lower()).strip("-") or "unknown"
+    return check_name(slug[: _LONGEST_NAME - len(tail)].rstrip("-") + tail, "device class")
+
+
+def available_bytes(root: Path = _ROOT) -> int:
+    """Memory that new processes may use without swapping (``MemAvailable``), bytes; 0 where it is not said."""
+    return _meminfo_bytes(root, "MemAvailable")
 
 
 def conditions(root: Path = _ROOT, processors: int | None = None) -> tuple[str, ...]:
@@ -59,6 +89,27 @@ def peak_rss_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def _meminfo_bytes(root: Path, name: str) -> int:
+    return int((_field(root / _MEMINFO, name) or "0").split()[0]) * 1024
+
+
+def _field(path: Path, name: str) -> str:
+    """The value of the first line ``name : value`` of a file in ``/proc``."""
+    for line in _read(path).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return ""
+
+
+def _nominal_mib(total_mib: int) -> int:
+    """The smallest power of two, or three halves of one, that is not below ``total_mib``: the kernel keeps a part."""
+    size = 64
+    while size < total_mib:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
 
 
 def _celsius(path: Path) -> float:

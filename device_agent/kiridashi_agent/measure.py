@@ -43,12 +43,10 @@ def run(request: MeasureRequest) -> Measurement:
     notes = conditions()
     path = Path(request.folder) / request.artifact if request.artifact else Path(request.folder)
     started = time.perf_counter()
-    model, preprocessing = _open(request, path)
+    model, preprocessing = _open(request, path) if request.artifact else open_plain(path, request.threads)
     load_ms = (time.perf_counter() - started) * 1e3
-    frames = np.random.default_rng(0).integers(
-        0, 256, (_FRAMES, preprocessing.height, preprocessing.width, 3), dtype=np.uint8
-    )
-    latencies_ms = time_runs(lambda n: _predict(model, preprocessing, frames[n % _FRAMES]), request)
+    frames = random_frames(preprocessing)
+    latencies_ms = time_runs(lambda n: predict(model, preprocessing, frames[n % len(frames)]), request)
     (p50, p95, p99), disturbance = settled_percentiles(latencies_ms)
     notes += disturbance
     if len(latencies_ms) < request.runs:
@@ -114,12 +112,20 @@ def time_runs(
 
 
 def _open(request: MeasureRequest, path: Path) -> tuple[LoadedModel, Preprocessing]:
-    if request.artifact:
-        manifest = read_manifest(Path(request.folder))
-        artifact = manifest.artifact(request.artifact)
-        check_file(path, artifact)
-        return open_model(path, artifact, request.threads, manifest.artifacts), manifest.preprocessing
-    model = open_file(path, request.threads)
+    manifest = read_manifest(Path(request.folder))
+    artifact = manifest.artifact(request.artifact)
+    check_file(path, artifact)
+    return open_model(path, artifact, request.threads, manifest.artifacts), manifest.preprocessing
+
+
+def open_plain(path: Path, threads: int) -> tuple[LoadedModel, Preprocessing]:
+    """Open a model file that has no manifest, with a preprocessing of the model's own size.
+
+    Raises:
+        InputError: the file is missing or of an unknown kind, or the size of its input is open.
+        RuntimeUnavailableError, BundleError: as :func:`kiridashi.runtime.open_file`.
+    """
+    model = open_file(path, threads)
     height, width = model.frame_shape
     if 0 in (height, width):
         raise InputError(
@@ -128,5 +134,12 @@ def _open(request: MeasureRequest, path: Path) -> tuple[LoadedModel, Preprocessi
     return model, Preprocessing(height=height, width=width, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
 
-def _predict(model: LoadedModel, preprocessing: Preprocessing, frame: NDArray[np.uint8]) -> None:
+def random_frames(preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """A few frames of the model's size, uint8 [N, H, W, 3], always the same ones."""
+    shape = (_FRAMES, preprocessing.height, preprocessing.width, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def predict(model: LoadedModel, preprocessing: Preprocessing, frame: NDArray[np.uint8]) -> None:
+    """One prediction as the line application makes it, of a uint8 frame [H, W, 3]."""
     softmax(model.run(to_input(frame[None], preprocessing, model.layout)))

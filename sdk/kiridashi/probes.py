@@ -75,11 +75,13 @@ class Timing(msgspec.Struct, frozen=True):
 
     Attributes:
         name: the artifact's.
-        quiet_ms: time of one prediction without disturbance: a low percentile over runs that are interleaved with
-            those of all other graphs, preprocessing and softmax included.
-        halves_ms: the same from the first and from the second half of the rounds; how far they are apart is the
-            measurement's own noise.
-        anchor_ms: quiet time of the dense model in the same rounds.
+        quiet_ms: time of one prediction in steady serving without disturbance, preprocessing and softmax included,
+            from runs that are interleaved with those of other graphs. It is processor time with one thread, else wall
+            time.
+        halves_ms: the same from the first and from the second half of the runs, each in a process of its own; how far
+            they are apart is the measurement's noise. A common factor of all graphs is the device's speed that moved.
+        anchor_ms: quiet time of the dense model in the same rounds. The largest model is also the one that other
+            work disturbs most: it shows that the device was busy, it is no unit to divide by.
         runs: predictions that were timed.
         p50_ms, p95_ms: wall time of single predictions in a process that runs this graph only.
         memory_bytes: that process's peak resident set.

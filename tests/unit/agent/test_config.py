@@ -48,6 +48,7 @@ def test_defaults_and_absolute_paths(tmp_path) -> None:
         (MINIMAL + "[lines.Press]\n", "'Press' is not a valid line name"),
         (MINIMAL + "[limits]\nwindow = 0\n", "$.limits.window"),
         (MINIMAL.replace("cam-1", "Cam 1"), "not a valid device name"),
+        (MINIMAL.replace("[broker]", 'device_class = "Pi 4"\n[broker]'), "'Pi 4' is not a valid device class name"),
         (MINIMAL.replace("localhost", "b.plant"), "broker.ca, broker.cert and broker.key are missing"),
         (MINIMAL + "ca = 'ca.pem'\n", "belong together"),
         ("[device]\nid = 'cam-1'\n", "`broker`"),

@@ -160,7 +160,7 @@ def test_state_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch
 
 def test_the_resident_side_imports_neither_numpy_nor_a_runtime() -> None:
     code = (
-        "import sys, kiridashi, kiridashi.slots, kiridashi.trust, kiridashi.runtime, kiridashi_agent.jobs;"
+        "import sys, kiridashi, kiridashi.slots, kiridashi.trust, kiridashi.runtime, kiridashi_agent.profiling;"
         "kiridashi.runtime.available_runtimes();"
         "print(sorted({'numpy', 'onnxruntime', 'ai_edge_litert', 'torch', 'onnx'} & set(sys.modules)))"
     )
