@@ -1,4 +1,4 @@
-"""Fetching a bundle: a plan (pure), and carrying it out chunk by chunk.
+"""Fetching the files of a bundle or a probe set: a plan (pure), and carrying it out chunk by chunk.
 
 Every chunk is checked against the signed manifest as it arrives and written at its place in ``<name>.part``. Which
 chunks are there already is read from the content itself, never from a note beside it: after a power cut a note could
@@ -22,7 +22,7 @@ from kiridashi.errors import BundleError, StateError, TrustError
 from kiridashi.manifest import CHUNK_BYTES, Artifact, Manifest
 from kiridashi.messages import Delivery, Request
 
-from kiridashi_agent.transport import NotFoundError, Transport
+from kiridashi_agent.transport import NotFoundError, Requests
 
 PART = ".part"
 _SYNC_EVERY = 16
@@ -94,7 +94,7 @@ def chunks_in_place(folder: Path, artifact: Artifact) -> frozenset[int]:
 
 
 def download(
-    transport: Transport,
+    transport: Requests,
     folder: Path,
     artifacts: Iterable[Artifact],
     *,
@@ -179,9 +179,7 @@ class _Part:
         self._path.replace(self._final)
 
 
-def _fetch(
-    transport: Transport, parts: Mapping[str, _Part], to_fetch: Mapping[str, tuple[int, ...]]
-) -> tuple[int, int]:
+def _fetch(transport: Requests, parts: Mapping[str, _Part], to_fetch: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     """Fetch the missing chunks; two files with the same content share their chunks. Returns bytes and chunks."""
     takers: dict[tuple[str, int], list[_Part]] = {}
     for name, indices in to_fetch.items():
