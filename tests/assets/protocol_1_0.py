@@ -48,3 +48,8 @@ def decode(data: bytes, kind: type) -> msgspec.Struct:
     if message.protocol.split(".")[0] != "1":
         raise ValueError(message.protocol)
     return message
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """As 1.0 wrote a message."""
+    return msgspec.json.encode(message, order="sorted")

@@ -116,7 +116,7 @@ def request_profile(
         InputError: no device or an unknown one, or more seconds or threads than a device accepts.
     """
     if not devices:
-        raise InputError("no device is asked", next_step="name devices, or a line that has some (kiridashi line list)")
+        raise InputError("no device is asked", next_step="name a device, or a line that has some (kiridashi line list)")
     check_limits(read_probes(published, wanted.probes), wanted.seconds, wanted.threads)
     return registry.profiles.ask(list(dict.fromkeys(devices)), wanted, now)
 

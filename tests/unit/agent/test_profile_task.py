@@ -323,6 +323,20 @@ def test_the_server_is_asked_again_until_it_answers(device, wanted) -> None:
     assert (profile(device).phase, profile(device).error) == ("sent", None)
 
 
+def test_a_server_of_1_0_does_not_know_what_to_do_with_a_report(device, wanted) -> None:
+    """It was asked for by a newer server, which was then replaced by its predecessor: lines go on, the report waits."""
+    answer = device.fleet.answer
+    old = lambda request: ("error", b"cannot be read") if request.method == "report" else answer(request)  # noqa: E731
+    device.fleet.answer = old
+    device.transport.want(1, probes=wanted)
+    wait_for(lambda: device.agent.tick(0) or (profile(device).phase == "sending" and profile(device).error))
+    device.transport.want(2, probes=wanted, press_3=V1)
+    device.agent.tick(0)
+    assert (device.line.phase, profile(device).phase) == ("active", "sending")
+    device.fleet.answer = answer
+    assert device.agent.run_until_settled(20).probes.phase == "sent"
+
+
 def test_what_is_no_longer_wanted_ends_and_is_deleted(device, wanted) -> None:
     device.measure_probes.pause_s = 30
     device.transport.want(1, probes=wanted)
