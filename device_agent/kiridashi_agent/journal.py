@@ -56,13 +56,15 @@ class LineRecord(msgspec.Struct, frozen=True):
 class ProfileRecord(msgspec.Struct, frozen=True):
     """A profile that the server asked for: its state as reported, and what is needed to go on after a crash.
 
-    ``seconds`` and ``threads`` are the request's; ``attempts`` is how often measuring was started without an end.
+    ``seconds`` and ``threads`` are the request's; ``attempts`` is how often measuring was started without an end, and
+    ``spent_s`` what starts that were interrupted have taken of the seconds.
     """
 
     state: ProbesState
     seconds: float
     threads: int
     attempts: int = 0
+    spent_s: float = 0.0
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):

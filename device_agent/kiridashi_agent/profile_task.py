@@ -47,6 +47,7 @@ REPORT_NAME = "report.json"
 RECORD_NAME = "record.json"
 RESTING: frozenset[ProfilePhase] = frozenset({"sent", "failed"})
 _TELL_EVERY_S = 10.0
+_SHORTEST_S = 1.0
 _replace = msgspec.structs.replace
 
 
@@ -169,10 +170,13 @@ class ProfileTask:
         keep_free = self._limits.free_disk_mib * MIB
         delivery = download(requests, folder, files, elsewhere={}, keep_free_bytes=keep_free)
         _LOG.info("profile: fetched %d files, %d bytes over the wire", len(files), delivery.bytes)
-        self._enter(record, "measuring", total=len(files))
+        self._enter(record, "measuring")
 
     def _measure(self, record: ProfileRecord, cancel: threading.Event) -> None:
-        """Counted in the journal first, so that what takes the whole process down is not repeated for ever."""
+        """Counted in the journal first, so that what takes the whole process down is not repeated for ever.
+
+        A start gets what earlier ones have left of the time; what is measured until then is the report.
+        """
         if record.attempts >= MAX_ATTEMPTS:
             raise StateError(
                 "the profile was given up while measuring",
@@ -181,16 +185,18 @@ class ProfileTask:
             )
         self._journal.write_profile(_replace(record, attempts=record.attempts + 1))
         folder = self._place(record)
-        settings = ProfileSettings(threads=record.threads, seconds=record.seconds)
+        seconds = max(_SHORTEST_S, record.seconds - record.spent_s)
+        settings = ProfileSettings(threads=record.threads, seconds=seconds)
+        started = time.monotonic()
         try:
             report = self._measure_probes(
                 folder, folder / RECORD_NAME, settings, cancel=cancel, tell=self._note_progress
             )
         except JobCancelledError:
-            self._uncount(record)
+            self._interrupted(record, time.monotonic() - started)
             raise
         if cancel.is_set() and not report.complete:
-            self._uncount(record)
+            self._interrupted(record, time.monotonic() - started)
             return
         body = msgspec.json.encode(report, order="sorted")
         if len(encode(_handing_over(record, body))) > MAX_CONTROL_BYTES:
@@ -200,7 +206,7 @@ class ProfileTask:
                 next_step="make a smaller probe set",
             )
         write_atomic(folder / REPORT_NAME, body)
-        self._enter(record, "sending", done=len(report.timings), total=max(record.state.total, len(report.timings)))
+        self._enter(record, "sending")
 
     def _send(self, record: ProfileRecord, cancel: threading.Event) -> None:
         try:
@@ -208,10 +214,10 @@ class ProfileTask:
             msgspec.json.decode(body)
         except (FileNotFoundError, msgspec.MsgspecError) as error:
             _LOG.error("profile: the report is damaged (%s); measuring goes on", error)
-            self._enter(record, "measuring", total=record.state.total)
+            self._enter(record, "measuring")
             return
         request_one(_Interruptible(self._transport, cancel), _handing_over(record, body))
-        self._enter(record, "sent", done=record.state.done, total=record.state.total)
+        self._enter(record, "sent")
 
     def _clear(self) -> None:
         """Delete what no open task needs: files of finished, failed and superseded ones."""
@@ -224,8 +230,8 @@ class ProfileTask:
     def _place(self, record: ProfileRecord) -> Path:
         return self._folder / digest_in(record.state.target)
 
-    def _enter(self, record: ProfileRecord, phase: ProfilePhase, *, done: int = 0, total: int = 0) -> None:
-        state = ProbesState(record.state.target, record.state.request, phase, done, total)
+    def _enter(self, record: ProfileRecord, phase: ProfilePhase) -> None:
+        state = ProbesState(record.state.target, record.state.request, phase)
         self._journal.write_profile(_replace(record, state=state, attempts=0))
         self._tell(state)
 
@@ -246,10 +252,11 @@ class ProfileTask:
         self._journal.write_profile(noted)
         return noted
 
-    def _uncount(self, record: ProfileRecord) -> None:
+    def _interrupted(self, record: ProfileRecord, spent_s: float) -> None:
         """An interruption on purpose is not one of the attempts; the progress that was noted stays."""
         newest = self._journal.profile() or record
-        self._journal.write_profile(_replace(newest, attempts=record.attempts))
+        spent_s += record.spent_s
+        self._journal.write_profile(_replace(newest, attempts=record.attempts, spent_s=spent_s))
 
     def _note_progress(self, done: int, total: int) -> None:
         """Durable, because reports are built from the journal; not too often, because of flash memory."""

@@ -196,7 +196,7 @@ class ProbesState(msgspec.Struct, frozen=True):
     """How far the device is with a profile that it was asked for.
 
     ``waiting``: a line's update goes first. ``sending``: measured, and the server has not said yet that it has it.
-    ``done`` of ``total`` is how far measuring has come; both are 0 before.
+    ``done`` of ``total`` steps is how far measuring has come; both are 0 otherwise.
     """
 
     target: str

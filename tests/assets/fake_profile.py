@@ -73,9 +73,11 @@ class FakeMeasuring:
     starts: int = 0
     measured: list[str] = field(default_factory=list)
     threads: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
 
     def __call__(self, folder, record, settings, *, cancel=None, tell=None) -> ProbeReport:
         self.starts += 1
+        self.seconds.append(settings.seconds)
         self.threads.append(threading.current_thread().name)
         probes = decode_probe_set((folder / PROBE_SET_NAME).read_bytes())
         done = msgspec.json.decode(record.read_bytes(), type=list[str]) if record.exists() else []

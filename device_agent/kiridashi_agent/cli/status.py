@@ -30,7 +30,8 @@ def _run(arguments: argparse.Namespace) -> Outcome:
             rows.append(f"  {state.error.kind} while {state.error.phase}: {state.error.message}")
     profile = journal.profile()
     if profile is not None:
-        rows.append(f"profile: {profile.state.phase}, {profile.state.done} of {profile.state.total} graphs measured")
+        measured = f", {profile.state.done} of {profile.state.total} steps" if profile.state.total else ""
+        rows.append(f"profile: {profile.state.phase}{measured}")
         if profile.state.error is not None:
             rows.append(f"  {profile.state.error.kind}: {profile.state.error.message}")
     found = {

@@ -79,7 +79,7 @@ def _list(arguments: argparse.Namespace) -> Outcome:
     text = [f"probe set '{entry.name}' ({entry.digest[:16]}): {entry.graphs} graphs, {entry.runtime}" for entry in sets]
     text += [
         f"{row['device']} ({names[row['probes']]}): {row['phase']}"
-        + (f", {row['done']} of {row['total']} graphs" if row["phase"] == "measuring" else "")
+        + (f", {row['done']} of {row['total']} steps" if row["phase"] == "measuring" else "")
         + (f": {row['error']}" if row["error"] else "")
         for row in asked
     ]
@@ -148,11 +148,14 @@ def _is_meant(profile: Profile, arguments: argparse.Namespace) -> bool:
 
 def _progress(request: ProfileRequest, device: Device) -> dict[str, Any]:
     """Where a request stands: what the device says of it, as far as it has heard of it."""
+    nothing = {"done": 0, "total": 0, "error": ""}
     if request.answered is not None:
-        return {"phase": "answered", "done": 0, "total": 0, "error": ""}
+        return {"phase": "answered", **nothing}
     state = device.reported.probes if device.reported else None
     if state is None or state.request != request.number:
-        return {"phase": "asked", "done": 0, "total": 0, "error": ""}
+        too_old = device.reported is not None and device.reported.protocol == "1.0"
+        why = "its agent is too old to measure profiles: update kiridashi there" if too_old else ""
+        return {"phase": "asked", **nothing, "error": why}
     error = state.error.message if state.error else ""
     return {"phase": state.phase, "done": state.done, "total": state.total, "error": error}
 

@@ -68,6 +68,9 @@ def test_from_a_probe_set_to_a_report_file(server, run, say, probes, tmp_path):
     }
     assert [row["phase"] for row in run("profile", "list")[1]["requests"]] == ["asked", "asked"]
 
+    old = Reported("cam-1", 1, {"press-3": LineState("idle")}, "0.0.9", protocol="1.0")
+    server.registry.record_report(old, datetime.now(UTC))
+    assert "cam-1 (tiny-onnxruntime): asked: its agent is too old" in say("profile", "list")
     state = ProbesState(probes_path(probes.digest), 1, "measuring", 1, 3)
     for name, said in (
         ("cam-1", state),
@@ -76,7 +79,7 @@ def test_from_a_probe_set_to_a_report_file(server, run, say, probes, tmp_path):
         report = Reported(name, 1, {"press-3": LineState("idle")}, "0.1.0", probes=said)
         server.registry.record_report(report, datetime.now(UTC))
     text = say("profile", "list")
-    assert "cam-1 (tiny-onnxruntime): measuring, 1 of 3 graphs" in text
+    assert "cam-1 (tiny-onnxruntime): measuring, 1 of 3 steps" in text
     assert "cam-2 (tiny-onnxruntime): failed: no room" in text
 
     answer(server, "cam-1", report_of(probes))
@@ -103,9 +106,8 @@ def test_a_file_takes_one_profile(server, run, probes, tmp_path):
     assert (code, "--threads" in data["error"]["next"], output.exists()) == (10, True, False)
     assert run("profile", "show", DEVICE_CLASS, "--threads", "2", "-o", str(output))[0] == 0
     assert decode_probe_report(output.read_bytes()).threads == 2
-    assert (
-        len(run("profile", "show", DEVICE_CLASS, "--backbone", "fff", "--runtime", "onnxruntime")[1]["profiles"]) == 2
-    )
+    both = run("profile", "show", DEVICE_CLASS, "--backbone", "fff", "--runtime", "onnxruntime")[1]
+    assert len(both["profiles"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def left(device: Device) -> list[str]:
 
 def test_fetched_measured_handed_over_and_cleared_up(device, probes, wanted) -> None:
     state = work(device, wanted)
-    assert (state.phase, state.done, state.total, state.error) == ("sent", 3, 3, None)
+    assert (state.phase, state.done, state.total, state.error) == ("sent", 0, 0, None)
     ((number, report),) = device.fleet.reports
     assert (number, report.probes, report.threads, report.complete) == (1, probes.digest, 2, True)
     assert [timing.name for timing in report.timings] == [graph.artifact.name for graph in probes.graphs]
@@ -118,6 +118,21 @@ def test_an_interruption_on_purpose_is_no_attempt(device, wanted, raises) -> Non
     assert device.fleet.reports == []
     device.measure_probes.before = None
     assert work(device, wanted).phase == "sent"
+
+
+def test_starts_share_the_time_and_the_last_one_gets_a_little(device, wanted) -> None:
+    cancel = threading.Event()
+    device.measure_probes.pause_s = 0.2
+    device.measure_probes.before = lambda _: threading.Timer(0.1, cancel.set).start()
+    device.task.adopt(msgspec.structs.replace(wanted, seconds=1.15))
+    for _ in range(3):
+        cancel.clear()
+        device.task.run(cancel)
+    first, second, third = device.measure_probes.seconds
+    assert first == 1.15
+    assert first - 0.15 < second + 0.01
+    assert 1.0 <= second < first
+    assert third == 1.0
 
 
 class TestCrashes:
@@ -306,7 +321,7 @@ class TestRefusals:
 def test_what_is_measured_when_the_time_is_up_is_handed_over(device, wanted) -> None:
     device.measure_probes.seconds_over_after = 2
     state = work(device, wanted)
-    assert (state.phase, state.done, state.total) == ("sent", 2, 3)
+    assert state.phase == "sent"
     assert device.fleet.reports[0][1].complete is False
 
 
@@ -365,7 +380,7 @@ def test_progress_is_reported_now_and_then(device, wanted, monkeypatch) -> None:
     monkeypatch.setattr("kiridashi_agent.profile_task._TELL_EVERY_S", 0.0)
     device.measure_probes.before = lambda _: seen.append((profile(device).done, profile(device).total))
     work(device, wanted)
-    assert seen == [(0, 3), (1, 3), (2, 3)]
+    assert seen == [(0, 0), (1, 3), (2, 3)]
 
 
 def test_adopting_is_a_pure_rule() -> None:
