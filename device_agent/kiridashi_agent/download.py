@@ -192,14 +192,14 @@ def _fetch(transport: Requests, parts: Mapping[str, _Part], to_fetch: Mapping[st
                 if not part.accepts(request.index, data):
                     raise TrustError(
                         f"chunk {request.index} of '{part.plan.artifact.name}' was refused",
-                        why="it differs from the digest in the signed manifest: changed on the way or at the server",
-                        next_step="publish the bundle again (kiridashi publish), then retry the rollout",
+                        why="it differs from the signed digest: changed on the way or at the server",
+                        next_step="publish the bundle or the probe set again, then try again",
                     )
                 part.write(request.index, data)
             received += len(data)
     except NotFoundError as error:
         raise BundleError(
-            "the server does not have a chunk of this bundle", why=str(error), next_step="publish the bundle again"
+            "the server does not have a chunk of these files", why=str(error), next_step="publish them again"
         ) from error
     return received, len(takers)
 
@@ -226,8 +226,8 @@ def check_room(folder: Path, needed_bytes: int, keep_free_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed_bytes + keep_free_bytes > free:
         raise StateError(
-            f"{folder} has too little room for this bundle",
+            f"{folder} has too little room for this download",
             why=f"it needs {needed_bytes / MIB:.1f} MiB with {keep_free_bytes / MIB:.0f} MiB left free, "
             f"and has {free / MIB:.1f} MiB",
-            next_step="make room on that disk, then retry the rollout",
+            next_step="make room on that disk, then try again",
         )

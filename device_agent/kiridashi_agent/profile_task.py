@@ -100,6 +100,7 @@ class ProfileTask:
         runtimes: Callable[[], Collection[str]] = installed_runtimes,
     ) -> None:
         self._limits = config.limits
+        self._device_class = config.device.device_class
         self._folder = config.device.state_dir / PROBES_FOLDER
         self._transport = transport
         self._trust = trust
@@ -186,7 +187,7 @@ class ProfileTask:
         self._journal.write_profile(_replace(record, attempts=record.attempts + 1))
         folder = self._place(record)
         seconds = max(_SHORTEST_S, record.seconds - record.spent_s)
-        settings = ProfileSettings(threads=record.threads, seconds=seconds)
+        settings = ProfileSettings(record.threads, seconds, device_class=self._device_class)
         started = time.monotonic()
         try:
             report = self._measure_probes(

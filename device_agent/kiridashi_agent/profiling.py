@@ -13,11 +13,12 @@ from kiridashi.probes import ProbeReport
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """How to measure: threads inside one prediction, seconds in all, and a limit of memory."""
+    """How to measure: threads inside one prediction, seconds, a limit of memory, and another name of the class."""
 
     threads: int = 1
     seconds: float = 600.0
     memory_bytes: int | None = None
+    device_class: str | None = None
 
 
 def measure_probes(

@@ -22,10 +22,14 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class DeviceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``[device]``: the enrolled name and the state folder (default: the folder of the file)."""
+    """``[device]``: the enrolled name and the state folder (default: the folder of the file).
+
+    ``device_class`` names the devices that this one's profile holds for; without it the device names its class itself.
+    """
 
     id: str
     state_dir: Path = Path()
+    device_class: str | None = None
 
 
 class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,6 +157,8 @@ def _decode_path(kind: type, value: Any) -> Any:
 
 def _check(path: Path, config: Config) -> None:
     check_name(config.device.id, "device")
+    if config.device.device_class is not None:
+        check_name(config.device.device_class, "device class")
     for line in config.lines:
         check_name(line, "line")
     broker = config.broker

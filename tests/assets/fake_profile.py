@@ -102,4 +102,5 @@ class FakeMeasuring:
             record.write_bytes(msgspec.json.encode(done))
             if tell is not None:
                 tell(len(done), len(probes.graphs))
-        return report_of(probes, done, settings.threads)
+        report = report_of(probes, done, settings.threads)
+        return msgspec.structs.replace(report, device_class=settings.device_class or DEVICE_CLASS)

@@ -32,6 +32,7 @@ from kiridashi_server.fleet.repository import Repository
 from kiridashi_server.fleet.store import BlobStore
 
 MAX_CLASS_LENGTH = 200
+MAX_NAME_LENGTH = 160
 
 
 def publish_probes(
@@ -54,6 +55,8 @@ def publish_probes(
             why="it was edited, or written by another program; its digest would not be the probe set's",
             next_step="make the probe set again",
         )
+    if not 0 < len(probes.name) <= MAX_NAME_LENGTH or not probes.name.isprintable():
+        raise InputError(f"{path} has a name that is empty, too long or cannot be printed")
     check_limits(probes, MAX_SECONDS, threads=1)
     artifacts = [graph.artifact for graph in probes.graphs]
     for artifact in artifacts:

@@ -70,6 +70,14 @@ def test_the_agent_does_it_beside_its_loop_and_reports(device, wanted) -> None:
     assert profile(device).phase == "sent"
 
 
+def test_the_class_that_the_configuration_names_is_reported(device, wanted) -> None:
+    named = msgspec.structs.replace(device.config.device, device_class="press-camera")
+    device.config = msgspec.structs.replace(device.config, device=named)
+    device.restart()
+    work(device, wanted)
+    assert device.fleet.reports[0][1].device_class == "press-camera"
+
+
 def test_the_same_wish_again_measures_nothing_and_another_number_measures_again(device, wanted) -> None:
     work(device, wanted)
     work(device, wanted)
