@@ -23,6 +23,7 @@ import pytest
 from agent_program import wait_for
 from fake_profile import DEVICE_CLASS, make_probes, report_of
 from kiridashi.messages import LineState, ProbesState, Reported, Request, device_topic, encode, probes_path
+from kiridashi.probes import MAX_GRAPHS
 from kiridashi_agent.identity import create_request, install_ticket
 from kiridashi_agent.journal import Journal
 from kiridashi_server.fleet.server import PlantServer
@@ -203,6 +204,14 @@ class TestTheResponder:
         assert device.reply(self.report(number, report_of(published))) == ("ok", b"")
         for request in (self.chunk(published), target):
             assert device.reply(request)[0] == "refused"
+
+    def test_a_report_of_as_many_graphs_as_are_allowed_arrives(self, plant, device, tmp_path):
+        large = make_probes(tmp_path / "large", graphs=MAX_GRAPHS, size=50, name=f"large-{device.name}")
+        plant.publish_probes(tmp_path / "large")
+        plant.request_profile([device.name], probes=large.name)
+        number = plant.registry.desired(device.name).probes.request
+        assert device.reply(self.report(number, report_of(large))) == ("ok", b"")
+        assert profile_of(plant, large).report == report_of(large)
 
     def test_a_report_that_comes_twice_is_acknowledged_twice_and_kept_once(self, plant, device, published):
         plant.request_profile([device.name], probes=published.name)
