@@ -17,15 +17,15 @@ from kiridashi.errors import InputError, NetworkError, StateError
 from kiridashi.messages import Desired, LineDesired, LineState, Reported
 
 from kiridashi_agent.actions import Actions, with_error
-from kiridashi_agent.journal import DeviceRecord, Journal, LineRecord
+from kiridashi_agent.journal import MAX_ATTEMPTS, DeviceRecord, Journal, LineRecord
 from kiridashi_agent.lifecycle import RESTING, Action, Event, advance, resume
 from kiridashi_agent.process import JobCancelledError
+from kiridashi_agent.profile_worker import ProfileWorker
 from kiridashi_agent.reporting import build_report
 from kiridashi_agent.transport import Transport
 
 _LOG = logging.getLogger(__name__)
 TICK_S = 1.0
-MAX_ATTEMPTS = 3
 # Refusals that say nothing about the model itself: a later generation may try the same target again.
 _RETRIED_KINDS = frozenset({"TrustError", "NotFoundError", "RefusedError", "StateError"})
 _UNCOUNTED: frozenset[Action] = frozenset({"fetch", "download"})
@@ -40,16 +40,24 @@ class Agent:
         transport: the wire; it may be connected or not, now or later.
         journal: what is durable.
         actions: the lifecycle's actions.
+        profiles: works on a profile that the server asked for, while every line rests.
         stop: set by whoever wants the agent to end; a running job is ended then.
     """
 
     def __init__(
-        self, config: Config, transport: Transport, journal: Journal, actions: Actions, stop: threading.Event
+        self,
+        config: Config,
+        transport: Transport,
+        journal: Journal,
+        actions: Actions,
+        profiles: ProfileWorker,
+        stop: threading.Event,
     ) -> None:
         self._config = config
         self._transport = transport
         self._journal = journal
         self._actions = actions
+        self._profiles = profiles
         self._stop = stop
         self._published: Reported | None = None
         self._heard: Desired | None = None
@@ -57,31 +65,45 @@ class Agent:
 
     def run(self) -> None:
         """Work until ``stop`` is set."""
-        while not self._stop.is_set():
-            self.tick(TICK_S)
+        try:
+            while not self._stop.is_set():
+                self.tick(TICK_S)
+        finally:
+            self._profiles.pause()
 
     def run_until_settled(self, timeout_s: float, quiet_s: float = 0.0) -> Reported:
         """Work until the server's wish has been heard and every line rests; returns the last report.
 
         What is heard first is what the broker retained. If that changes nothing for any line, a server that is just
-        about to say something newer gets ``quiet_s`` to do so.
+        about to say something newer gets ``quiet_s`` to do so. A profile that was asked for is worked on for what is
+        left of the time, and goes on at the next start.
 
         Raises:
             NetworkError: the server's wish was not heard, or a line could not go on, within the time.
         """
         before = self._journal.lines()
         deadline = time.monotonic() + timeout_s
-        while not self._stop.is_set() and not (self._heard is not None and self._rests()):
-            if time.monotonic() > deadline:
-                raise self._not_settled(timeout_s)
-            self.tick(TICK_S)
-            if self._heard is not None and self._rests():
-                self._wait_for_news(before, quiet_s)
+        try:
+            while not self._stop.is_set() and not (self._is_settled() and not self._profiles.is_open()):
+                if time.monotonic() > deadline:
+                    if self._is_settled():
+                        break
+                    raise self._not_settled(timeout_s)
+                self.tick(TICK_S)
+                if self._is_settled():
+                    self._wait_for_news(before, quiet_s)
+        finally:
+            self._profiles.pause()
+        self._publish()
         return self._report()
 
     def tick(self, wait_s: float) -> None:
         """Take a new wish if there is one within ``wait_s``, then work on what is due, and report changes."""
         self._listen(0.0 if self._due() else wait_s)
+        if self._rests():
+            self._profiles.go_on()
+        else:
+            self._profiles.pause()
         self._publish()
         for line in self._due():
             with self._journal.lock(line, wait=True):
@@ -116,6 +138,7 @@ class Agent:
                 self._journal.write_line(line, changed)
                 self._retry_at.pop(line, None)
                 self._tell(line, changed)
+        self._profiles.adopt(desired.probes)
         if desired.generation != known:
             self._journal.write_device(DeviceRecord(desired.generation))
 
@@ -126,6 +149,9 @@ class Agent:
 
     def _rests(self) -> bool:
         return all(record.state.phase in RESTING for record in self._journal.lines().values())
+
+    def _is_settled(self) -> bool:
+        return self._heard is not None and self._rests()
 
     def _work(self, line: str) -> None:
         """Drive one line until it rests, has to wait, or something newer is wanted."""

@@ -1,4 +1,4 @@
-"""Fetching a bundle: a plan (pure), and carrying it out chunk by chunk.
+"""Fetching the files of a bundle or a probe set: a plan (pure), and carrying it out chunk by chunk.
 
 Every chunk is checked against the signed manifest as it arrives and written at its place in ``<name>.part``. Which
 chunks are there already is read from the content itself, never from a note beside it: after a power cut a note could
@@ -22,7 +22,7 @@ from kiridashi.errors import BundleError, StateError, TrustError
 from kiridashi.manifest import CHUNK_BYTES, Artifact, Manifest
 from kiridashi.messages import Delivery, Request
 
-from kiridashi_agent.transport import NotFoundError, Transport
+from kiridashi_agent.transport import NotFoundError, Requests
 
 PART = ".part"
 _SYNC_EVERY = 16
@@ -94,7 +94,7 @@ def chunks_in_place(folder: Path, artifact: Artifact) -> frozenset[int]:
 
 
 def download(
-    transport: Transport,
+    transport: Requests,
     folder: Path,
     artifacts: Iterable[Artifact],
     *,
@@ -179,9 +179,7 @@ class _Part:
         self._path.replace(self._final)
 
 
-def _fetch(
-    transport: Transport, parts: Mapping[str, _Part], to_fetch: Mapping[str, tuple[int, ...]]
-) -> tuple[int, int]:
+def _fetch(transport: Requests, parts: Mapping[str, _Part], to_fetch: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     """Fetch the missing chunks; two files with the same content share their chunks. Returns bytes and chunks."""
     takers: dict[tuple[str, int], list[_Part]] = {}
     for name, indices in to_fetch.items():
@@ -194,14 +192,14 @@ def _fetch(
                 if not part.accepts(request.index, data):
                     raise TrustError(
                         f"chunk {request.index} of '{part.plan.artifact.name}' was refused",
-                        why="it differs from the digest in the signed manifest: changed on the way or at the server",
-                        next_step="publish the bundle again (kiridashi publish), then retry the rollout",
+                        why="it differs from the signed digest: changed on the way or at the server",
+                        next_step="publish the bundle or the probe set again, then try again",
                     )
                 part.write(request.index, data)
             received += len(data)
     except NotFoundError as error:
         raise BundleError(
-            "the server does not have a chunk of this bundle", why=str(error), next_step="publish the bundle again"
+            "the server does not have a chunk of these files", why=str(error), next_step="publish them again"
         ) from error
     return received, len(takers)
 
@@ -228,8 +226,8 @@ def check_room(folder: Path, needed_bytes: int, keep_free_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed_bytes + keep_free_bytes > free:
         raise StateError(
-            f"{folder} has too little room for this bundle",
+            f"{folder} has too little room for this download",
             why=f"it needs {needed_bytes / MIB:.1f} MiB with {keep_free_bytes / MIB:.0f} MiB left free, "
             f"and has {free / MIB:.1f} MiB",
-            next_step="make room on that disk, then retry the rollout",
+            next_step="make room on that disk, then try again",
         )

@@ -1,7 +1,8 @@
 """What the agent knows of its lines, durable before it acts on it.
 
-One small file per line and one for the device, each replaced as a whole. A file that cannot be read is set
-aside and the line starts from ``idle``: the active slot is not touched by that, so the old model keeps serving.
+One small file per line, one for a profile that was asked for, and one for the device, each replaced as a whole. A file
+that cannot be read is set aside and the line starts from ``idle``: the active slot is not touched by that, so the old
+model keeps serving.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import TypeVar
 import msgspec
 from kiridashi.artifacts import write_atomic
 from kiridashi.errors import StateError
-from kiridashi.messages import LineState, check_name
+from kiridashi.messages import LineState, ProbesState, check_name
 from kiridashi.slots import Slot
 
 _LOG = logging.getLogger(__name__)
 _DEVICE = "device.json"
+_PROFILE = "profile.json"
+MAX_ATTEMPTS = 3
+"""How often an action is started that never ends: after that it is given up."""
 
 
 class LineRecord(msgspec.Struct, frozen=True):
@@ -49,13 +53,27 @@ class LineRecord(msgspec.Struct, frozen=True):
     attempts: int = 0
 
 
+class ProfileRecord(msgspec.Struct, frozen=True):
+    """A profile that the server asked for: its state as reported, and what is needed to go on after a crash.
+
+    ``seconds`` and ``threads`` are the request's; ``attempts`` is how often measuring was started without an end, and
+    ``spent_s`` what starts that were interrupted have taken of the seconds.
+    """
+
+    state: ProbesState
+    seconds: float
+    threads: int
+    attempts: int = 0
+    spent_s: float = 0.0
+
+
 class DeviceRecord(msgspec.Struct, frozen=True):
     """The highest generation of the desired state that the lines' records follow."""
 
     generation: int = 0
 
 
-_Record = TypeVar("_Record", LineRecord, DeviceRecord)
+_Record = TypeVar("_Record", LineRecord, ProfileRecord, DeviceRecord)
 
 
 class Journal:
@@ -76,6 +94,17 @@ class Journal:
     def write_line(self, line: str, record: LineRecord) -> None:
         """Make a line's record durable."""
         write_atomic(self._line_file(line), msgspec.json.encode(record, order="sorted"), mode=0o600)
+
+    def profile(self) -> ProfileRecord | None:
+        """The profile that was asked for last; ``None`` when none was, or it cannot be read."""
+        return self._read(self._folder / _PROFILE, ProfileRecord)
+
+    def write_profile(self, record: ProfileRecord | None) -> None:
+        """Make the profile's record durable; ``None`` takes it away."""
+        if record is None:
+            (self._folder / _PROFILE).unlink(missing_ok=True)
+        else:
+            write_atomic(self._folder / _PROFILE, msgspec.json.encode(record, order="sorted"), mode=0o600)
 
     def device(self) -> DeviceRecord:
         """The device's record; a fresh one when there is none or it cannot be read."""

@@ -1,4 +1,4 @@
-"""Trust: from a target path to a manifest that this device may use.
+"""Trust: from a target path to a manifest or a probe set that this device may use.
 
 The pinned root of the enrolment is the only thing believed; everything else is checked against it, by TUF (see
 :mod:`kiridashi_agent.tuf_client`). A refusal changes nothing: the model that serves keeps serving.
@@ -12,9 +12,10 @@ from pathlib import Path
 from kiridashi.artifacts import write_atomic
 from kiridashi.errors import BundleError, StateError, TrustError
 from kiridashi.manifest import Manifest, decode_manifest
-from kiridashi.messages import Request, target_path
+from kiridashi.messages import Request, digest_in, target_path
+from kiridashi.probes import ProbeSet, decode_probe_set
 
-from kiridashi_agent.transport import Transport, request_one
+from kiridashi_agent.transport import Requests, request_one
 from kiridashi_agent.trust_child import FetchOrder, RunOrder, SealOrder, run_in_child
 
 PINNED_ROOT = Path("trust/root.json")
@@ -31,7 +32,7 @@ class TrustStore:
         self._root = root
         self._run = run
 
-    def fetch_manifest(self, transport: Transport, line: str, target: str) -> Manifest:
+    def fetch_manifest(self, transport: Requests, line: str, target: str) -> Manifest:
         """Refresh the metadata and return the verified manifest of ``target``.
 
         Raises:
@@ -39,11 +40,7 @@ class TrustStore:
             BundleError: the signed manifest cannot be read, or is of another line or version than its path says.
             NetworkError: no connection or no answer; nothing is known about the target then.
         """
-        self._check_clock(time.time())
-        order = FetchOrder(str(self._folder), self._root, target)
-        data = self._run(order, lambda request: request_one(transport, request))
-        write_atomic(self._folder / _CLOCK_NAME, f"{time.time():.0f}\n".encode())
-        manifest = decode_manifest(data, target)
+        manifest = decode_manifest(self._fetch(transport, target), target)
         if target_path(manifest.line, manifest.version) != target or manifest.line != line:
             raise BundleError(
                 f"the manifest at {target} is for line '{manifest.line}' version {manifest.version}",
@@ -52,6 +49,24 @@ class TrustStore:
             )
         return manifest
 
+    def fetch_probe_set(self, transport: Requests, target: str) -> ProbeSet:
+        """Refresh the metadata and return the verified probe set of ``target``.
+
+        Raises:
+            InputError: ``target`` is not the path of a probe set.
+            TrustError, NetworkError: as :meth:`fetch_manifest`.
+            BundleError: the signed probe set cannot be read, or is another one than its path says.
+        """
+        digest = digest_in(target)
+        probes = decode_probe_set(self._fetch(transport, target), target)
+        if probes.digest != digest:
+            raise BundleError(
+                f"{target} holds another probe set",
+                why=f"the digest of its content is {probes.digest}",
+                next_step="publish the probe set again (kiridashi profile publish)",
+            )
+        return probes
+
     def check_seal(self, state: Path, tuned: Path, artifact: str, parent: str, digest: str) -> None:
         """Check that this device sealed the tuned file; arguments and errors as :func:`kiridashi.trust.check_tuned`."""
 
@@ -59,6 +74,14 @@ class TrustStore:
             raise StateError(f"checking a seal needs nothing of the server, and asked for '{request.name}'")
 
         self._run(SealOrder(str(state), str(tuned), artifact, parent, digest), never)
+
+    def _fetch(self, transport: Requests, target: str) -> bytes:
+        """The verified bytes of a target; the time at which they were found valid is noted."""
+        self._check_clock(time.time())
+        order = FetchOrder(str(self._folder), self._root, target)
+        data = self._run(order, lambda request: request_one(transport, request))
+        write_atomic(self._folder / _CLOCK_NAME, f"{time.time():.0f}\n".encode())
+        return data
 
     def _check_clock(self, now_s: float) -> None:
         floor_s = clock_floor_s(self._folder)

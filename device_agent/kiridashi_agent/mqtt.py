@@ -107,7 +107,7 @@ class MqttTransport:
         self._client.loop_stop()
 
     def request_many(self, requests: Iterable[Request]) -> Iterator[tuple[Request, bytes]]:
-        """See :meth:`kiridashi_agent.transport.Transport.request_many`."""
+        """See :meth:`kiridashi_agent.transport.Requests.request_many`."""
         settings = self._settings
         return exchange(self._submit, requests, window=settings.window, timeout_s=settings.request_timeout_s)
 

@@ -27,9 +27,10 @@ HEAVY_MODULES = (
 
 
 def build_report(device: str, lines: Collection[str], journal: Journal) -> Reported:
-    """The report of ``device``: every configured line, and every line that the journal knows."""
+    """The report of ``device``: every configured line, every line that the journal knows, and the profile."""
     states = {line: LineState(phase="idle") for line in lines}
     states |= {line: record.state for line, record in journal.lines().items()}
+    profile = journal.profile()
     return Reported(
         device=device,
         generation=journal.device().generation,
@@ -37,6 +38,7 @@ def build_report(device: str, lines: Collection[str], journal: Journal) -> Repor
         agent_version=kiridashi.__version__,
         idle_rss_bytes=resident_bytes(),
         modules_forbidden_loaded=tuple(name for name in HEAVY_MODULES if name in sys.modules),
+        probes=profile.state if profile else None,
     )
 
 

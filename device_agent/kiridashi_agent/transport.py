@@ -28,8 +28,8 @@ class RefusedError(NetworkError):
     """The broker or the server does not allow this device what it asked for."""
 
 
-class Transport(Protocol):
-    """The agent's side of the wire."""
+class Requests(Protocol):
+    """Asking the server."""
 
     def request_many(self, requests: Iterable[Request]) -> Iterator[tuple[Request, bytes]]:
         """Ask for all of ``requests``, a window at a time; yields the answers as they come, in any order.
@@ -39,6 +39,10 @@ class Transport(Protocol):
             NetworkError: no connection, or no answer after several attempts.
         """
         ...
+
+
+class Transport(Requests, Protocol):
+    """The agent's side of the wire."""
 
     def publish_state(self, reported: Reported) -> None:
         """Make ``reported`` the retained state. Without a connection, it is sent once there is one."""
@@ -53,8 +57,8 @@ class Transport(Protocol):
         ...
 
 
-def request_one(transport: Transport, request: Request) -> bytes:
-    """Ask for one thing; raises as :meth:`Transport.request_many`."""
+def request_one(transport: Requests, request: Request) -> bytes:
+    """Ask for one thing; raises as :meth:`Requests.request_many`."""
     for _, data in transport.request_many([request]):
         return data
     raise NetworkError(f"the request for '{request.name or request.sha256}' ended without an answer")

@@ -1,9 +1,12 @@
-"""The wire protocol: MQTT topics and message bodies, version 1.
+"""The wire protocol: MQTT topics and message bodies, version 1.1.
 
 Everything that crosses the broker is defined here, for both sides. ``desired`` and ``state`` are retained JSON;
 requests go to ``rpc`` as JSON, replies come to ``rx`` as raw bytes with the request's correlation data and a user
 property ``status``. A reply's topic is derived from the request's topic, which the broker's access list binds to
 the device certificate; it is never taken from the payload.
+
+Version 1.1 added the profiles: ``Desired.probes``, ``Reported.probes`` and the request ``report``. A side that speaks
+1.0 ignores the fields and never makes the request.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import msgspec
 from kiridashi.budget import Measurement, Verdict
 from kiridashi.errors import InputError
 
-PROTOCOL = "1.0"
+PROTOCOL = "1.1"
 PREFIX = "kiri/v1"
 RPC_FILTER = f"{PREFIX}/d/+/rpc"
 STATE_FILTER = f"{PREFIX}/d/+/state"
@@ -26,6 +29,7 @@ MAX_MESSAGE_BYTES = 512 * 1024
 MAX_CONTROL_BYTES = 64 * 1024
 STATUS_PROPERTY = "status"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_PROBES = re.compile(r"probes/([0-9a-f]{64})\.json")
 
 DeviceTopic = Literal["desired", "state", "online", "rpc", "rx"]
 ReplyStatus = Literal["ok", "not-found", "refused", "error"]
@@ -42,6 +46,7 @@ Phase = Literal[
     "rejected",
     "rolled-back",
 ]
+ProfilePhase = Literal["waiting", "fetching", "measuring", "sending", "sent", "failed"]
 
 
 def check_name(name: str, what: str) -> str:
@@ -85,6 +90,23 @@ def target_path(line: str, version: int) -> str:
     return f"lines/{check_name(line, 'line')}/{version}.json"
 
 
+def probes_path(digest: str) -> str:
+    """The TUF target path of a probe set, which is named by its own digest: ``probes/<sha256>.json``."""
+    return f"probes/{digest}.json"
+
+
+def digest_in(path: str) -> str:
+    """The digest of the probe set that a target path of :func:`probes_path` names.
+
+    Raises:
+        InputError: another path.
+    """
+    match = _PROBES.fullmatch(path)
+    if match is None:
+        raise InputError(f"'{path[:160]}' is not the path of a probe set", why="that is probes/<sha256>.json")
+    return match[1]
+
+
 class LineDesired(msgspec.Struct, frozen=True):
     """What one line on the device should run: the TUF target path of its manifest."""
 
@@ -92,12 +114,29 @@ class LineDesired(msgspec.Struct, frozen=True):
     rollout: str = ""
 
 
+class ProbesDesired(msgspec.Struct, frozen=True):
+    """A profile that the server asks for: measure this probe set.
+
+    Attributes:
+        target: the TUF target path of the probe set.
+        request: grows with every request to this device; the same set is measured again only for another one.
+        seconds: what measuring may take, all starts together.
+        threads: inside one prediction.
+    """
+
+    target: str
+    request: int
+    seconds: float
+    threads: int
+
+
 class Desired(msgspec.Struct, frozen=True):
-    """What the server wants of one device. ``generation`` only grows."""
+    """What the server wants of one device. ``generation`` only grows; ``probes`` is 1.1."""
 
     generation: int
     lines: dict[str, LineDesired]
     protocol: str = PROTOCOL
+    probes: ProbesDesired | None = None
 
 
 class ErrorReport(msgspec.Struct, frozen=True):
@@ -153,8 +192,23 @@ class LineState(msgspec.Struct, frozen=True):
     error: ErrorReport | None = None
 
 
+class ProbesState(msgspec.Struct, frozen=True):
+    """How far the device is with a profile that it was asked for.
+
+    ``waiting``: a line's update goes first. ``sending``: measured, and the server has not said yet that it has it.
+    ``done`` of ``total`` steps is how far measuring has come; both are 0 otherwise.
+    """
+
+    target: str
+    request: int
+    phase: ProfilePhase
+    done: int = 0
+    total: int = 0
+    error: ErrorReport | None = None
+
+
 class Reported(msgspec.Struct, frozen=True):
-    """What the device says is true; the server reconciles by ``generation``."""
+    """What the device says is true; the server reconciles by ``generation``. ``probes`` is 1.1."""
 
     device: str
     generation: int
@@ -163,16 +217,22 @@ class Reported(msgspec.Struct, frozen=True):
     idle_rss_bytes: int = 0
     modules_forbidden_loaded: tuple[str, ...] = ()
     protocol: str = PROTOCOL
+    probes: ProbesState | None = None
 
 
 class Request(msgspec.Struct, frozen=True):
-    """A device's request. ``metadata`` and ``target`` name a TUF file, ``chunk`` a blob and an index in it."""
+    """A device's request. ``metadata`` and ``target`` name a TUF file, ``chunk`` a blob and an index in it.
 
-    method: Literal["metadata", "target", "chunk"]
+    ``report`` (1.1) hands over the profile that request number ``index`` asked for: ``body`` is the JSON of a
+    :class:`kiridashi.probes.ProbeReport`. The answer ``ok`` says that it is stored; asking again is harmless.
+    """
+
+    method: Literal["metadata", "target", "chunk", "report"]
     name: str = ""
     sha256: str = ""
     index: int = 0
     protocol: str = PROTOCOL
+    body: msgspec.Raw = msgspec.Raw(b"null")
 
 
 Message = TypeVar("Message", Desired, Reported, Request)

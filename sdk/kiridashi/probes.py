@@ -17,6 +17,10 @@ from kiridashi.manifest import MAX_MANIFEST_BYTES, Artifact, RuntimeName, check_
 FORMAT = "kiridashi-probes/1"
 REPORT_FORMAT = "kiridashi-probe-report/1"
 PROBE_SET_NAME = "probes.json"
+MAX_GRAPHS = 128
+MAX_BYTES = 1024**3
+MAX_SECONDS = 6 * 3600.0
+MAX_THREADS = 64
 
 ProbeRole = Literal["cut", "multiple"]
 """``cut``: a whole cut with random widths, from which the models are fitted. ``multiple``: a whole cut whose widths
@@ -171,3 +175,26 @@ def decode_probe_report(data: bytes, source: str = "the report") -> ProbeReport:
             next_step="update the older side",
         )
     return report
+
+
+def check_limits(probes: ProbeSet, seconds: float, threads: int) -> None:
+    """Refuse a request to measure that would keep a device busy for too long, or fill its disk.
+
+    Both sides ask: the server before it asks a device, and the device, whoever asks.
+
+    Raises:
+        InputError: more graphs, bytes, seconds or threads than the limits, or less than nothing.
+    """
+    size = sum(graph.artifact.bytes for graph in probes.graphs)
+    for what, value, limit in (
+        ("graphs", len(probes.graphs), MAX_GRAPHS),
+        ("bytes", size, MAX_BYTES),
+        ("seconds", seconds, MAX_SECONDS),
+        ("threads", threads, MAX_THREADS),
+    ):
+        if not 0 < value <= limit:
+            raise InputError(
+                f"measuring '{probes.name}' with {value:g} {what} was refused",
+                why=f"a profile is measured with more than 0 and at most {limit:g} {what}",
+                next_step="ask for less, or make a smaller probe set",
+            )

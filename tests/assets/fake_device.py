@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fake_fleet import DirectTransport, FakeFleet
+from fake_profile import FakeMeasuring
 from kiridashi.budget import MIB, Measurement
 from kiridashi.config import BrokerSection, Config, DeviceSection, LimitsSection, LineSection
 from kiridashi.messages import LineState, TuneReport
@@ -16,6 +17,8 @@ from kiridashi_agent.agent import Agent
 from kiridashi_agent.jobs import ProbeReport, TuneOutcome
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.metadata import TrustStore
+from kiridashi_agent.profile_task import ProfileTask
+from kiridashi_agent.profile_worker import ProfileWorker
 from kiridashi_agent.trust_child import carry_out
 
 
@@ -75,6 +78,7 @@ class Device:
         self.jobs = FakeJobs()
         self.runtimes = {"onnxruntime", "litert"}
         self.stop = threading.Event()
+        self.measure_probes = FakeMeasuring()
         self.transport = DirectTransport(fleet)
         self.restart()
 
@@ -83,7 +87,9 @@ class Device:
         self.trust = TrustStore(self.state / "trust" / "metadata", self.fleet.root, carry_out)
         runtimes = lambda: self.runtimes  # noqa: E731
         actions = Actions(self.config, self.transport, self.trust, self.jobs, self.stop, runtimes)
-        self.agent = Agent(self.config, self.transport, self.journal, actions, self.stop)
+        self.task = ProfileTask(self.config, self.transport, self.trust, self.journal, self.measure_probes, runtimes)
+        profiles = ProfileWorker(self.task)
+        self.agent = Agent(self.config, self.transport, self.journal, actions, profiles, self.stop)
 
     def settle(self) -> LineState:
         self.agent.tick(0)

@@ -28,14 +28,17 @@ from kiridashi.messages import (
     STATUS_PROPERTY,
     Desired,
     LineDesired,
+    ProbesDesired,
     Reported,
     Request,
     decode,
     device_of,
     device_topic,
     encode,
+    probes_path,
     target_path,
 )
+from kiridashi.probes import ProbeReport, ProbeSet, decode_probe_report
 from kiridashi_agent.transport import NotFoundError, RefusedError, exchange
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -56,6 +59,8 @@ class FakeFleet:
         self.targets: dict[str, bytes] = {}
         self.blobs: dict[str, list[bytes]] = {}
         self.requests: list[Request] = []
+        self.reports: list[tuple[int, ProbeReport]] = []
+        self.refuses_reports = ""
         self.intercept: Intercept = lambda _request, data: data
         self._signers = {role: CryptoSigner.generate_ed25519() for role in ROLES}
         self._expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=30)
@@ -81,13 +86,20 @@ class FakeFleet:
 
     def publish(self, folder: Path, manifest: Manifest) -> str:
         """Sign a bundle's manifest and take its files in; returns the target path."""
-        path = target_path(manifest.line, manifest.version)
-        data = manifest.encode()
+        files = [(folder / artifact.name, artifact.sha256) for artifact in manifest.artifacts]
+        return self._publish(target_path(manifest.line, manifest.version), manifest.encode(), files)
+
+    def publish_probes(self, folder: Path, probes: ProbeSet) -> str:
+        """Sign a probe set and take its files in; returns the target path."""
+        files = [(folder / graph.artifact.name, graph.artifact.sha256) for graph in probes.graphs]
+        return self._publish(probes_path(probes.digest), probes.encode(), files)
+
+    def _publish(self, path: str, data: bytes, files: Iterable[tuple[Path, str]]) -> str:
         self._targets.targets[path] = TargetFile.from_data(path, data, ["sha256"])
         parent, _, name = path.rpartition("/")
         self.targets[f"{parent}/{hashlib.sha256(data).hexdigest()}.{name}"] = data
-        for artifact in manifest.artifacts:
-            self.blobs[artifact.sha256] = list(iter_chunks(folder / artifact.name))
+        for file, sha256 in files:
+            self.blobs[sha256] = list(iter_chunks(file))
         self.commit()
         return path
 
@@ -102,6 +114,11 @@ class FakeFleet:
             case "chunk":
                 chunks = self.blobs.get(request.sha256, [])
                 data = chunks[request.index] if request.index < len(chunks) else None
+            case "report":
+                if self.refuses_reports:
+                    return "refused", self.refuses_reports.encode()
+                self.reports.append((request.index, decode_probe_report(bytes(request.body))))
+                data = b""
         return ("not-found", b"there is no such thing") if data is None else ("ok", self.intercept(request, data))
 
     def chunk_requests(self) -> list[tuple[str, int]]:
@@ -124,10 +141,10 @@ class DirectTransport:
         self.offline = False
         self._desired: list[Desired] = []
 
-    def want(self, generation: int, **lines: str) -> None:
-        """Make ``lines`` (name with ``_`` for ``-``, to target path) the desired state."""
+    def want(self, generation: int, probes: ProbesDesired | None = None, **lines: str) -> None:
+        """Make ``lines`` (name with ``_`` for ``-``, to target path) and ``probes`` the desired state."""
         wanted = {line.replace("_", "-"): LineDesired(target) for line, target in lines.items()}
-        self._desired.append(Desired(generation, wanted))
+        self._desired.append(Desired(generation, wanted, probes=probes))
 
     def request_many(self, requests: Iterable[Request]) -> Iterator[tuple[Request, bytes]]:
         return exchange(self._submit, requests, window=4, timeout_s=5.0)

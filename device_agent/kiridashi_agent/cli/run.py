@@ -22,6 +22,9 @@ from kiridashi_agent.cli.place import add_state_argument, opened_config
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.metadata import TrustStore, read_pinned_root
 from kiridashi_agent.mqtt import MqttTransport
+from kiridashi_agent.profile_task import ProfileTask
+from kiridashi_agent.profile_worker import ProfileWorker
+from kiridashi_agent.profiling import measure_probes
 
 AGENT_LOCK = "agent"
 QUIET_S = 2.0
@@ -29,7 +32,7 @@ QUIET_S = 2.0
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     add_state_argument(parser)
-    parser.add_argument("--once", action="store_true", help="end when every line rests: active or rejected")
+    parser.add_argument("--once", action="store_true", help="end when every line rests and a profile is sent")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="with --once: give up then")
     parser.add_argument("--log-level", choices=logs.LEVELS, default="info", help="how much to log")
 
@@ -42,7 +45,8 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     transport = MqttTransport(MqttSettings.from_config(config))
     with journal.lock(AGENT_LOCK, wait=False), _stopped_by_signals() as stop:
         actions = Actions(config, transport, trust, jobs, stop)
-        agent = Agent(config, transport, journal, actions, stop)
+        profiles = ProfileWorker(ProfileTask(config, transport, trust, journal, measure_probes))
+        agent = Agent(config, transport, journal, actions, profiles, stop)
         transport.start()
         try:
             if not arguments.once:

@@ -28,7 +28,19 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         rows.append(f"{line}: {state.phase}, target {state.target or 'none'}, serves {_serving(active)}")
         if state.error is not None:
             rows.append(f"  {state.error.kind} while {state.error.phase}: {state.error.message}")
-    return Outcome({"device": config.device.id, "generation": generation, "lines": data}, "\n".join(rows))
+    profile = journal.profile()
+    if profile is not None:
+        measured = f", {profile.state.done} of {profile.state.total} steps" if profile.state.total else ""
+        rows.append(f"profile: {profile.state.phase}{measured}")
+        if profile.state.error is not None:
+            rows.append(f"  {profile.state.error.kind}: {profile.state.error.message}")
+    found = {
+        "device": config.device.id,
+        "generation": generation,
+        "lines": data,
+        "profile": msgspec.to_builtins(profile.state) if profile else None,
+    }
+    return Outcome(found, "\n".join(rows))
 
 
 def _serving(active: Active | None) -> str:

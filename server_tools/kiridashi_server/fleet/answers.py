@@ -1,8 +1,9 @@
-"""What a device gets for a request. Pure: rules over four read-only views, no connection and no clock.
+"""What a device gets for a request: rules over views of the plant, no connection and no clock.
 
 Least privilege: a device reads the repository's own metadata, and of the lines only those it serves: their
-delegated metadata, their manifests, and the artifacts of their releases. What exists beyond that is not
-told; a blob that the device may not read and one that does not exist get the same answer.
+delegated metadata, their manifests, and the artifacts of their releases. A probe set is read by those that are to
+measure it, as long as they are. What exists beyond that is not told; a blob that the device may not read and one that
+does not exist get the same answer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Protocol
 from kiridashi.errors import InputError
 from kiridashi.messages import ReplyStatus, Request, decode
 
-from kiridashi_server.fleet.published import METADATA_NAME, TARGET_NAME
+from kiridashi_server.fleet.published import METADATA_NAME, PROBES_NAME, TARGET_NAME
 from kiridashi_server.fleet.repository import MAX_FILE_BYTES
 from kiridashi_server.fleet.store import MAX_CHUNK_INDEX
 
@@ -52,27 +53,49 @@ class Authorisation(Protocol):
         """The lines that a device serves."""
 
     def may_read(self, device: str, sha256: str) -> bool:
-        """Whether an artifact belongs to a release of one of them."""
+        """Whether an artifact belongs to a release of one of them, or to the probe set that it is to measure."""
+
+    def probes_of(self, device: str) -> str | None:
+        """The digest of the probe set that a device is to measure."""
 
 
-def respond(payload: bytes, device: str, files: Files, blobs: Blobs, authorisation: Authorisation) -> Reply:
+class Reports(Protocol):
+    """Where reports go."""
+
+    def take_report(self, device: str, number: int, data: bytes) -> None:
+        """Keep the answer to request ``number``, or raise ``InputError`` with the reason why not."""
+
+
+@dataclass(frozen=True)
+class Plant:
+    """What answers are made of."""
+
+    files: Files
+    blobs: Blobs
+    authorisation: Authorisation
+    reports: Reports
+
+
+def respond(payload: bytes, device: str, plant: Plant) -> Reply:
     """Decode a request's payload and answer it; a payload that is no request is answered with ``error``."""
     try:
         request = decode(payload, Request)
     except InputError as error:
         return Reply("error", str(error)[:400].encode())
-    return answer(request, device, files, blobs, authorisation)
+    return answer(request, device, plant)
 
 
-def answer(request: Request, device: str, files: Files, blobs: Blobs, authorisation: Authorisation) -> Reply:
+def answer(request: Request, device: str, plant: Plant) -> Reply:
     """Answer one request of a device whose name is known from the topic, not from the request."""
     match request.method:
         case "metadata":
-            reply = _metadata(request.name, device, files, authorisation)
+            reply = _metadata(request.name, device, plant.files, plant.authorisation)
         case "target":
-            reply = _target(request.name, device, files, authorisation)
+            reply = _target(request.name, device, plant.files, plant.authorisation)
         case "chunk":
-            reply = _chunk(request, device, blobs, authorisation)
+            reply = _chunk(request, device, plant.blobs, plant.authorisation)
+        case "report":
+            reply = _report(request, device, plant.reports)
     if len(reply.payload) > MAX_FILE_BYTES:
         return Reply("error", b"the answer does not fit into one message")
     return reply
@@ -84,10 +107,17 @@ def _metadata(name: str, device: str, files: Files, authorisation: Authorisation
         return Reply("refused", b"that is not the name of a metadata file")
     if match["line"] is not None and match["line"] not in authorisation.lines_of(device):
         return Reply("refused", b"this device does not serve that line")
+    if match["probes"] is not None and authorisation.probes_of(device) is None:
+        return Reply("refused", b"this device is not asked for a profile")
     return _found(files.read_metadata(name), "metadata file")
 
 
 def _target(path: str, device: str, files: Files, authorisation: Authorisation) -> Reply:
+    probes = PROBES_NAME.fullmatch(path)
+    if probes is not None:
+        if authorisation.probes_of(device) != probes["probes"]:
+            return Reply("refused", b"this device is not asked to measure that probe set")
+        return _found(files.read_target(path), "target")
     match = TARGET_NAME.fullmatch(path)
     if match is None:
         return Reply("refused", b"that is not the path of a target")
@@ -103,6 +133,14 @@ def _chunk(request: Request, device: str, blobs: Blobs, authorisation: Authorisa
     if not authorisation.may_read(device, request.sha256):
         return Reply("refused", b"this device may not read that artifact")
     return _found(blobs.read_chunk(request.sha256, request.index), "chunk")
+
+
+def _report(request: Request, device: str, reports: Reports) -> Reply:
+    try:
+        reports.take_report(device, request.index, bytes(request.body))
+    except InputError as error:
+        return Reply("refused", str(error)[:400].encode())
+    return Reply("ok", b"")
 
 
 def _found(data: bytes | None, what: str) -> Reply:

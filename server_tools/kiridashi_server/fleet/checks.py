@@ -73,14 +73,14 @@ def _check_repository(server: PlantServer, now: datetime) -> tuple[Check, ...]:
             timedelta(hours=12),
         ),
         expiry_check(
-            "line signatures", _first_line_expiry(state), now, "kiridashi serve, with the signing keys in place"
+            "line signatures", _first_targets_expiry(state), now, "kiridashi serve, with the signing keys in place"
         ),
     )
 
 
-def _first_line_expiry(state: Committed) -> datetime:
-    lines = (line.signed.expires for line in state.lines.values())
-    return min([state.targets.signed.expires, *lines])
+def _first_targets_expiry(state: Committed) -> datetime:
+    delegated = (role.signed.expires for role in state.delegated.values())
+    return min([state.targets.signed.expires, *delegated])
 
 
 def _check_certificates(server: PlantServer, now: datetime) -> tuple[Check, ...]:

@@ -29,7 +29,7 @@ from kiridashi.messages import (
     encode,
 )
 
-from kiridashi_server.fleet.answers import Reply, respond
+from kiridashi_server.fleet.answers import Plant, Reply, respond
 from kiridashi_server.fleet.connection import (
     Acknowledged,
     BrokerAddress,
@@ -42,6 +42,7 @@ from kiridashi_server.fleet.connection import (
     Stop,
     Subscription,
 )
+from kiridashi_server.fleet.profiling import ReportDesk
 from kiridashi_server.fleet.registry import Registry
 from kiridashi_server.fleet.repository import Repository
 from kiridashi_server.fleet.store import BlobStore
@@ -76,7 +77,7 @@ class Distribution:
     ) -> None:
         self._registry = registry
         self._repository = repository
-        self._store = store
+        self._plant = Plant(repository.published, store, registry, ReportDesk(registry, repository.published, now))
         self._now = now
         self._connection: Connection | None = None
         self._backlog: dict[str, None] = {}  # devices to tell, in order
@@ -193,7 +194,7 @@ class Distribution:
             log.warning("a request of device '%s' has no usable correlation data", device)
             return
         try:
-            reply = respond(message.payload, device, self._repository.published, self._store, self._registry)
+            reply = respond(message.payload, device, self._plant)
         except (KiridashiError, OSError):
             log.exception("a request of device '%s' failed", device)
             reply = Reply("error", b"the server cannot answer now; its log says why")

@@ -17,20 +17,35 @@ from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 _NAME = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _NUMBER = "[1-9][0-9]{0,8}"
-METADATA_NAME = re.compile(rf"(?:timestamp|{_NUMBER}\.(?:root|snapshot|targets|line-(?P<line>{_NAME})))\.json")
-TARGET_NAME = re.compile(rf"lines/(?P<line>{_NAME})/(?:(?P<digest>[0-9a-f]{{64}})\.)?(?P<version>{_NUMBER})\.json")
+_SHA256 = "[0-9a-f]{64}"
+PROBES_ROLE = "probes"
+METADATA_NAME = re.compile(
+    rf"(?:timestamp|{_NUMBER}\.(?:root|snapshot|targets|(?P<probes>{PROBES_ROLE})|line-(?P<line>{_NAME})))\.json"
+)
+TARGET_NAME = re.compile(rf"lines/(?P<line>{_NAME})/(?:(?P<digest>{_SHA256})\.)?(?P<version>{_NUMBER})\.json")
+PROBES_NAME = re.compile(rf"probes/(?:(?P<digest>{_SHA256})\.)?(?P<probes>{_SHA256})\.json")
 SignedPart = TypeVar("SignedPart", Root, Targets, Snapshot, Timestamp)
 
 
 @dataclass(frozen=True)
 class Committed:
-    """The metadata that ``timestamp.json`` names, read and checked. ``lines`` is keyed by line name."""
+    """The metadata that ``timestamp.json`` names, read and checked.
+
+    ``lines`` is keyed by line name; ``probes`` is the role of the probe sets, ``None`` before the first one.
+    """
 
     root: Metadata[Root]
     timestamp: Metadata[Timestamp]
     snapshot: Metadata[Snapshot]
     targets: Metadata[Targets]
     lines: dict[str, Metadata[Targets]]
+    probes: Metadata[Targets] | None = None
+
+    @property
+    def delegated(self) -> dict[str, Metadata[Targets]]:
+        """Every delegated role by its name."""
+        lines = {line_role(line): metadata for line, metadata in self.lines.items()}
+        return lines if self.probes is None else {**lines, PROBES_ROLE: self.probes}
 
 
 def line_role(line: str) -> str:
@@ -63,24 +78,27 @@ class Published:
         targets = self._parse(f"{versions['targets']}.targets.json", Targets)
         top: tuple[tuple[str, Metadata[Timestamp] | Metadata[Snapshot] | Metadata[Targets]], ...]
         top = (("timestamp", timestamp), ("snapshot", snapshot), ("targets", targets))
-        lines = {
-            role.removeprefix("line-"): self._parse(f"{version}.{role}.json", Targets)
+        delegated = {
+            role: self._parse(f"{version}.{role}.json", Targets)
             for role, version in versions.items()
             if role != "targets"
         }
+        probes = delegated.pop(PROBES_ROLE, None)
+        lines = {role.removeprefix("line-"): metadata for role, metadata in delegated.items()}
+        state = Committed(root, timestamp, snapshot, targets, lines, probes)
         try:
             root.verify_delegate("root", root)
             for role, metadata in top:
                 root.verify_delegate(role, metadata)
-            for line, metadata in lines.items():
-                targets.verify_delegate(line_role(line), metadata)
+            for role, metadata in state.delegated.items():
+                targets.verify_delegate(role, metadata)
         except RepositoryError as error:
             raise TrustError(
                 f"the repository {self.metadata_folder} does not verify",
                 why=str(error),
                 next_step="restore the folder from its backup; nothing was signed",
             ) from error
-        return Committed(root, timestamp, snapshot, targets, lines)
+        return state
 
     def read_metadata(self, name: str) -> bytes | None:
         """A metadata file by its name on the wire (``timestamp.json``, ``3.targets.json``), or ``None``."""
@@ -90,21 +108,22 @@ class Published:
         return path.read_bytes() if path.is_file() else None
 
     def read_target(self, path: str) -> bytes | None:
-        """A manifest by target path, with or without the digest prefix of consistent snapshots, or ``None``.
+        """A manifest or probe set by target path, with or without a consistent snapshot's digest prefix, or ``None``.
 
         Without a prefix the published metadata decides which bytes are meant, never the folder's content.
         """
-        match = TARGET_NAME.fullmatch(path)
+        match = TARGET_NAME.fullmatch(path) or PROBES_NAME.fullmatch(path)
         if not match:
             return None
-        line, digest, version = match["line"], match["digest"], match["version"]
-        if digest is None:
-            role = self.committed().lines.get(line)
+        if match["digest"] is None:
+            state = self.committed()
+            role = state.lines.get(match["line"]) if "line" in match.groupdict() else state.probes
             target = role.signed.targets.get(path) if role else None
             if target is None:
                 return None
-            digest = target.hashes["sha256"]
-        file = self.targets_folder / f"lines/{line}/{digest}.{version}.json"
+            parent, _, name = path.rpartition("/")
+            path = f"{parent}/{target.hashes['sha256']}.{name}"
+        file = self.targets_folder / path
         return file.read_bytes() if file.is_file() else None
 
     def _newest_root_version(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kiridashi.messages import Reported
+from kiridashi.probes import ProbeReport
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,53 @@ class Event:
     kind: str
     at: str
     payload: str
+
+
+@dataclass(frozen=True)
+class PublishedProbes:
+    """A probe set that devices can be asked to measure; ``bytes`` is the size of its files."""
+
+    digest: str
+    name: str
+    backbone_fingerprint: str
+    runtime: str
+    graphs: int
+    bytes: int
+    published: str
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """What a device was asked to measure last.
+
+    Attributes:
+        device: who was asked.
+        number: grows with every request to this device.
+        probes: digest of the probe set.
+        seconds, threads: how it is to be measured.
+        asked, answered: ISO 8601 UTC; ``None`` while there is no report.
+    """
+
+    device: str
+    number: int
+    probes: str
+    seconds: float
+    threads: int
+    asked: str
+    answered: str | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A report with what tells it from others: newest of its device class, backbone, runtime and thread count counts.
+
+    ``measured`` is when it arrived, ISO 8601 UTC.
+    """
+
+    device: str
+    device_class: str
+    backbone_fingerprint: str
+    runtime: str
+    threads: int
+    measured: str
+    report: ProbeReport

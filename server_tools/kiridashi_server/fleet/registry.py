@@ -6,23 +6,22 @@ compare (generations) only grow, also when the database was restored from an old
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import msgspec
-from kiridashi.errors import InputError, StateError
+from kiridashi.errors import InputError
 from kiridashi.messages import Desired, Reported, check_name, encode
-from sqlalchemy import Connection, Engine, RowMapping, delete, exists, insert, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, RowMapping, delete, exists, insert, select, update
 
+from kiridashi_server.fleet.database import next_generation, note_event, stamp, transaction
 from kiridashi_server.fleet.desired import desired_for
+from kiridashi_server.fleet.profiles import ProfileBook, is_asked_to_read, wanted_probes
 from kiridashi_server.fleet.records import Device, Event, Identity, Line, Release
 from kiridashi_server.fleet.tables import ASSIGNMENT, DEVICE, EVENT, LINE, RELEASE, RELEASE_BLOB, open_engine
 
-EVENTS_KEPT = 1000
 _MAX_GENERATION = 2**53
 
 
@@ -32,6 +31,7 @@ class Registry:
     def __init__(self, url: str) -> None:
         self._engine = open_engine(url)
         self._writer = self._engine.execution_options(writes=True)
+        self.profiles = ProfileBook(self._engine)
 
     def close(self) -> None:
         """Give back all database connections."""
@@ -42,15 +42,15 @@ class Registry:
     def add_line(self, name: str, now: datetime) -> bool:
         """Add a line; ``False`` if it was there."""
         check_name(name, "line")
-        with self._transaction(self._writer) as db:
+        with transaction(self._writer) as db:
             if db.execute(select(LINE.c.name).where(LINE.c.name == name)).first():
                 return False
-            db.execute(insert(LINE).values(name=name, created=_stamp(now)))
+            db.execute(insert(LINE).values(name=name, created=stamp(now)))
             return True
 
     def lines(self) -> tuple[Line, ...]:
         """All lines by name."""
-        with self._transaction(self._engine) as db:
+        with transaction(self._engine) as db:
             rows = db.execute(select(LINE).order_by(LINE.c.name)).mappings()
             return tuple(Line(row["name"], row["created"], row["offered"]) for row in rows)
 
@@ -60,7 +60,7 @@ class Registry:
         Raises:
             InputError: the line does not exist.
         """
-        with self._transaction(self._writer) as db:
+        with transaction(self._writer) as db:
             self._require_lines(db, [release.line])
             place = (RELEASE.c.line == release.line) & (RELEASE.c.version == release.version)
             if row := db.execute(select(RELEASE).where(place)).mappings().first():
@@ -73,7 +73,7 @@ class Registry:
     def releases(self, line: str | None = None) -> tuple[Release, ...]:
         """Releases of one line or of all, ordered by line and version."""
         query = select(RELEASE).order_by(RELEASE.c.line, RELEASE.c.version)
-        with self._transaction(self._engine) as db:
+        with transaction(self._engine) as db:
             rows = db.execute(query.where(RELEASE.c.line == line) if line else query).mappings()
             return tuple(Release(**row) for row in rows)
 
@@ -87,15 +87,15 @@ class Registry:
         """
         check_name(device, "device")
         keys = asdict(identity)
-        with self._transaction(self._writer) as db:
+        with transaction(self._writer) as db:
             self._require_lines(db, lines)
             if db.execute(select(DEVICE.c.name).where(DEVICE.c.name == device)).first():
                 db.execute(update(DEVICE).where(DEVICE.c.name == device).values(**keys))
             else:
-                fresh = {"name": device, "enrolled": _stamp(now), "generation": 0, "sent_generation": 0}
+                fresh = {"name": device, "enrolled": stamp(now), "generation": 0, "sent_generation": 0}
                 db.execute(insert(DEVICE).values(**fresh, **keys))
             self._assign(db, device, lines)
-            self._note(db, device, "enrolled", ",".join(lines), now)
+            note_event(db, device, "enrolled", ",".join(lines), now)
 
     def assign(self, device: str, lines: Sequence[str], now: datetime) -> None:
         """Make ``lines`` the lines of a device: new ones get their line's offered version, others end.
@@ -103,12 +103,12 @@ class Registry:
         Raises:
             InputError: an unknown device or line.
         """
-        with self._transaction(self._writer) as db:
+        with transaction(self._writer) as db:
             if not db.execute(select(DEVICE.c.name).where(DEVICE.c.name == device)).first():
                 raise InputError(f"there is no device '{device}'", next_step="kiridashi fleet enroll REQUEST -o TICKET")
             self._require_lines(db, lines)
             self._assign(db, device, lines)
-            self._note(db, device, "assigned", ",".join(lines), now)
+            note_event(db, device, "assigned", ",".join(lines), now)
 
     def want(self, line: str, version: int, now: datetime, devices: Sequence[str] | None = None) -> int:
         """Want a published version on some devices, or (``None``) on all of the line and on later ones.
@@ -118,7 +118,7 @@ class Registry:
         Raises:
             InputError: the version is not published, or a device does not serve the line.
         """
-        with self._transaction(self._writer) as db:
+        with transaction(self._writer) as db:
             place = (RELEASE.c.line == line) & (RELEASE.c.version == version)
             if not db.execute(select(RELEASE.c.line).where(place)).first():
                 raise InputError(
@@ -141,13 +141,13 @@ class Registry:
             for device in changed:
                 here = (ASSIGNMENT.c.device == device) & (ASSIGNMENT.c.line == line)
                 db.execute(update(ASSIGNMENT).where(here).values(wanted=version))
-                self._next_generation(db, device)
-                self._note(db, device, "wanted", f"{line} {version}", now)
+                next_generation(db, device)
+                note_event(db, device, "wanted", f"{line} {version}", now)
             return len(changed)
 
     def devices(self) -> tuple[Device, ...]:
         """All devices by name."""
-        with self._transaction(self._engine) as db:
+        with transaction(self._engine) as db:
             rows = db.execute(select(DEVICE).order_by(DEVICE.c.name)).mappings().all()
             wanted: dict[str, dict[str, int | None]] = {row["name"]: {} for row in rows}
             for row in db.execute(select(ASSIGNMENT).order_by(ASSIGNMENT.c.line)):
@@ -156,50 +156,55 @@ class Registry:
 
     def device(self, name: str) -> Device | None:
         """One device, or ``None``."""
-        with self._transaction(self._engine) as db:
+        with transaction(self._engine) as db:
             row = db.execute(select(DEVICE).where(DEVICE.c.name == name)).mappings().first()
             return _device(row, _wanted(db, name)) if row else None
 
     def events(self, device: str, limit: int = 100) -> tuple[Event, ...]:
         """A device's history, newest first."""
         query = select(EVENT).where(EVENT.c.device == device).order_by(EVENT.c.id.desc()).limit(limit)
-        with self._transaction(self._engine) as db:
+        with transaction(self._engine) as db:
             return tuple(Event(row.device, row.kind, row.at, row.payload) for row in db.execute(query))
 
     # What the distribution asks and notes
 
     def desired(self, device: str) -> Desired | None:
         """The desired state of a device as it is now, ``None`` for an unknown device."""
-        with self._transaction(self._engine) as db:
+        with transaction(self._engine) as db:
             generation = db.execute(select(DEVICE.c.generation).where(DEVICE.c.name == device)).scalar()
             if generation is None:
                 return None
             lines = _wanted(db, device)
             rows = db.execute(select(RELEASE).where(RELEASE.c.line.in_(lines))).mappings()
-            return desired_for(lines, [Release(**row) for row in rows], generation)
+            return desired_for(lines, [Release(**row) for row in rows], generation, wanted_probes(db, device))
 
     def lines_of(self, device: str) -> frozenset[str]:
         """The lines that a device serves; empty for an unknown device."""
-        with self._transaction(self._engine) as db:
+        with transaction(self._engine) as db:
             return frozenset(_wanted(db, device))
 
     def may_read(self, device: str, sha256: str) -> bool:
-        """Whether an artifact belongs to a release of a line that the device serves."""
+        """Whether an artifact belongs to a release of a line that the device serves, or to what it is to measure."""
         join = (RELEASE_BLOB.c.line == ASSIGNMENT.c.line) & (RELEASE_BLOB.c.sha256 == sha256)
         query = select(exists().where(join & (ASSIGNMENT.c.device == device)))
-        with self._transaction(self._engine) as db:
-            return bool(db.execute(query).scalar())
+        with transaction(self._engine) as db:
+            return bool(db.execute(query).scalar()) or is_asked_to_read(db, device, sha256)
+
+    def probes_of(self, device: str) -> str | None:
+        """The digest of the probe set that a device is to measure."""
+        request = self.profiles.request_of(device)
+        return request.probes if request is not None and request.answered is None else None
 
     def unsent(self) -> tuple[str, ...]:
         """Devices whose newest desired state the broker has not acknowledged."""
         query = select(DEVICE.c.name).where(DEVICE.c.sent_generation < DEVICE.c.generation)
-        with self._transaction(self._engine) as db:
+        with transaction(self._engine) as db:
             return tuple(db.execute(query.order_by(DEVICE.c.name)).scalars())
 
     def mark_sent(self, device: str, generation: int) -> None:
         """Note that the broker has a device's desired state of this generation."""
         older = (DEVICE.c.name == device) & (DEVICE.c.sent_generation < generation)
-        with self._transaction(self._writer) as db:
+        with transaction(self._writer) as db:
             db.execute(update(DEVICE).where(older).values(sent_generation=generation))
 
     def record_report(self, report: Reported, now: datetime) -> bool:
@@ -208,11 +213,11 @@ class Registry:
         A report of a generation that this registry has not given out yet (it was restored from a backup) moves
         the device's generation beyond it, so that the device does not take the next desired state for an old one.
         """
-        with self._transaction(self._writer) as db:
+        with transaction(self._writer) as db:
             known = db.execute(select(DEVICE.c.generation).where(DEVICE.c.name == report.device)).scalar()
             if known is None:
                 return False
-            values: dict[str, Any] = {"reported": encode(report).decode(), "reported_at": _stamp(now)}
+            values: dict[str, Any] = {"reported": encode(report).decode(), "reported_at": stamp(now)}
             if known < report.generation < _MAX_GENERATION:
                 values["generation"] = report.generation + 1
             db.execute(update(DEVICE).where(DEVICE.c.name == report.device).values(**values))
@@ -220,28 +225,16 @@ class Registry:
 
     def record_online(self, device: str, *, online: bool) -> None:
         """Note whether a device is connected."""
-        with self._transaction(self._writer) as db:
+        with transaction(self._writer) as db:
             db.execute(update(DEVICE).where(DEVICE.c.name == device).values(online=online))
 
     def record_event(self, device: str, kind: str, payload: str, now: datetime) -> bool:
         """Add to a device's history, of which the newest 1000 entries are kept; ``False`` for an unknown device."""
-        with self._transaction(self._writer) as db:
+        with transaction(self._writer) as db:
             if not db.execute(select(DEVICE.c.name).where(DEVICE.c.name == device)).first():
                 return False
-            self._note(db, device, kind, payload, now)
+            note_event(db, device, kind, payload, now)
             return True
-
-    @contextmanager
-    def _transaction(self, engine: Engine) -> Iterator[Connection]:
-        try:
-            with engine.begin() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            raise StateError(
-                f"the registry at {self._engine.url} failed",
-                why=str(error).splitlines()[0],
-                next_step="kiridashi doctor",
-            ) from error
 
     def _require_lines(self, db: Connection, lines: Sequence[str]) -> None:
         known = set(db.execute(select(LINE.c.name)).scalars())
@@ -262,18 +255,7 @@ class Registry:
         for line in new:
             db.execute(insert(ASSIGNMENT).values(device=device, line=line, wanted=offered[line]))
         if gone or new:
-            self._next_generation(db, device)
-
-    def _next_generation(self, db: Connection, device: str) -> None:
-        here = DEVICE.c.name == device
-        db.execute(update(DEVICE).where(here).values(generation=DEVICE.c.generation + 1))
-
-    def _note(self, db: Connection, device: str, kind: str, payload: str, now: datetime) -> None:
-        db.execute(insert(EVENT).values(device=device, kind=kind, at=_stamp(now), payload=payload))
-        ids = select(EVENT.c.id).where(EVENT.c.device == device).order_by(EVENT.c.id.desc())
-        oldest = db.execute(ids.offset(EVENTS_KEPT).limit(1)).scalar()
-        if oldest is not None:
-            db.execute(delete(EVENT).where((EVENT.c.device == device) & (EVENT.c.id <= oldest)))
+            next_generation(db, device)
 
 
 def _wanted(db: Connection, device: str) -> dict[str, int | None]:
@@ -294,7 +276,3 @@ def _device(row: RowMapping, lines: dict[str, int | None]) -> Device:
         reported=msgspec.json.decode(row["reported"], type=Reported) if row["reported"] else None,
         reported_at=row["reported_at"],
     )
-
-
-def _stamp(now: datetime) -> str:
-    return now.astimezone(UTC).isoformat(timespec="seconds")

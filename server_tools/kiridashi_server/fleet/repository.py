@@ -1,7 +1,8 @@
 """The TUF repository: what is published, signed so that devices can check it without trusting the way it came.
 
-Roles follow the TUF specification 1.0 (python-tuf's Metadata API): root, targets, snapshot, timestamp, and one
-delegated role for each line with a key of its own, which may only sign targets below ``lines/<line>/``.
+Roles follow the TUF specification 1.0 (python-tuf's Metadata API): root, targets, snapshot, timestamp, and delegated
+roles with a key of their own each: one for each line, which may only sign targets below ``lines/<line>/``, and one for
+probe sets, below ``probes/``.
 
 ``timestamp.json`` is the commit: it names the snapshot, which names everything else, and it is replaced
 atomically and last. Files of a write that was cut short are named by nothing; the next write replaces them.
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from kiridashi.artifacts import write_atomic
 from kiridashi.errors import InputError, StateError
-from kiridashi.messages import MAX_MESSAGE_BYTES, target_path
+from kiridashi.messages import MAX_MESSAGE_BYTES, probes_path, target_path
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -33,7 +34,14 @@ from tuf.api.metadata import (
 )
 
 from kiridashi_server.fleet.keys import SigningKeys
-from kiridashi_server.fleet.published import Committed, Published, SignedPart, line_role, version_of
+from kiridashi_server.fleet.published import (
+    PROBES_ROLE,
+    Committed,
+    Published,
+    SignedPart,
+    line_role,
+    version_of,
+)
 
 # Every file travels in one MQTT message; the rest of the message's limit is for its header.
 MAX_FILE_BYTES = MAX_MESSAGE_BYTES - 4096
@@ -99,17 +107,9 @@ class Repository:
         role = line_role(line)
         with self._writing():
             state = self.published.committed()
-            if line in state.lines:
-                return
-            signer = self._keys.create(role)
-            delegations = state.targets.signed.delegations
-            if delegations is None or delegations.roles is None:
-                raise StateError(f"the repository {self.published.metadata_folder} was made without delegations")
-            delegations.keys[signer.public_key.keyid] = signer.public_key
-            delegations.roles[role] = DelegatedRole(
-                role, [signer.public_key.keyid], 1, terminating=True, paths=[f"lines/{line}/*"]
-            )
-            self._commit(state, {"targets": state.targets, role: _unborn(Targets())}, now)
+            if line not in state.lines:
+                fresh = self._delegate(state, role, f"lines/{line}/*")
+                self._commit(state, {"targets": state.targets, role: fresh}, now)
 
     def check_publishable(self, line: str, version: int, manifest_bytes: bytes) -> None:
         """Refuse what :meth:`publish_target` would refuse, without changing anything.
@@ -143,14 +143,45 @@ class Repository:
             self._commit(state, {line_role(line): role}, now)
         return path
 
+    def publish_probes(self, data: bytes, now: datetime) -> str:
+        """Sign a probe set as a target and return its path, which is its digest's; the role is made for the first one.
+
+        Publishing it again is fine and changes nothing. Nothing else can ever take its path.
+
+        Raises:
+            InputError: the probe set does not fit into one message.
+            StateError, TrustError: the repository or a key is missing or damaged.
+        """
+        if len(data) > MAX_FILE_BYTES:
+            raise InputError(
+                f"the probe set has {len(data)} bytes without its files",
+                why=f"it must fit into one message: at most {MAX_FILE_BYTES} bytes",
+                next_step="make a smaller probe set",
+            )
+        digest = hashlib.sha256(data).hexdigest()
+        path = probes_path(digest)
+        with self._writing():
+            state = self.published.committed()
+            if state.probes is not None and path in state.probes.signed.targets:
+                return path
+            role, changed = state.probes, {}
+            if role is None:
+                role = self._delegate(state, PROBES_ROLE, f"{PROBES_ROLE}/*")
+                changed["targets"] = state.targets
+            role.signed.targets[path] = TargetFile.from_data(path, data, ["sha256"])
+            write_atomic(self.published.targets_folder / f"{PROBES_ROLE}/{digest}.{digest}.json", data)
+            self._commit(state, {**changed, PROBES_ROLE: role}, now)
+        return path
+
     def refresh_timestamp(self, now: datetime) -> tuple[str, ...]:
         """Renew every signature whose half life is over, and return the renewed roles.
 
-        Root is never renewed here (see :meth:`rotate_root_key`); targets and lines only when their key is here.
+        Root is never renewed here (see :meth:`rotate_root_key`); targets and delegated roles only when their key is
+        here.
         """
         with self._writing():
             state = self.published.committed()
-            candidates = {"targets": state.targets} | {line_role(line): m for line, m in state.lines.items()}
+            candidates = {"targets": state.targets, **state.delegated}
             due = {
                 role: metadata
                 for role, metadata in candidates.items()
@@ -185,6 +216,16 @@ class Repository:
             for keyid in old_ids:
                 self._keys.remove("root", keyid)
             return root.signed.version
+
+    def _delegate(self, state: Committed, role: str, paths: str) -> Metadata[Targets]:
+        """Give ``paths`` to a new key in ``state.targets``; returns the role's metadata, to be committed with it."""
+        delegations = state.targets.signed.delegations
+        if delegations is None or delegations.roles is None:
+            raise StateError(f"the repository {self.published.metadata_folder} was made without delegations")
+        key = self._keys.create(role).public_key
+        delegations.keys[key.keyid] = key
+        delegations.roles[role] = DelegatedRole(role, [key.keyid], 1, terminating=True, paths=[paths])
+        return _unborn(Targets())
 
     def _already_published(self, state: Committed, line: str, version: int, data: bytes) -> bool:
         if line not in state.lines:

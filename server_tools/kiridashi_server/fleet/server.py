@@ -6,9 +6,9 @@ Layout of the folder::
     ca/                     the certificate authority (private)
     tls/                    certificates and keys of the broker and of the server itself (private)
     keys/                   signing keys of the TUF roles (private)
-    repository/             TUF metadata and manifests
+    repository/             TUF metadata, manifests and probe sets
     store/                  artifacts by digest
-    registry.sqlite         devices, lines, releases (unless settings name another database)
+    registry.sqlite         devices, lines, releases, profiles (unless settings name another database)
     broker/                 configuration, log and data of a broker that this server runs itself
     mosquitto/              configuration for a broker that the plant's IT runs
 """
@@ -27,21 +27,24 @@ import msgspec
 from kiridashi.artifacts import MANIFEST_NAME, read_bundle, write_atomic
 from kiridashi.enrolment import EnrolRequest, EnrolTicket
 from kiridashi.errors import BundleError, InputError, StateError
+from kiridashi.probes import ProbeSet
 
-from kiridashi_server.fleet import enrolment
+from kiridashi_server.fleet import enrolment, profiling
 from kiridashi_server.fleet.authority import Authority
 from kiridashi_server.fleet.broker import LOOPBACK, Broker, BrokerKind
 from kiridashi_server.fleet.connection import BrokerAddress, ClientFiles
+from kiridashi_server.fleet.database import stamp
 from kiridashi_server.fleet.distribution import Distribution
 from kiridashi_server.fleet.keys import SigningKeys, private_folder
 from kiridashi_server.fleet.mosquitto import MosquittoSettings, write_mosquitto_config
-from kiridashi_server.fleet.records import Release
+from kiridashi_server.fleet.records import Profile, ProfileRequest, PublishedProbes, Release
 from kiridashi_server.fleet.registry import Registry
 from kiridashi_server.fleet.repository import Expiry, Repository
 from kiridashi_server.fleet.store import BlobStore
 
 Clock = Callable[[], datetime]
 DEFAULT_BROKER = BrokerAddress("127.0.0.1", 8883)
+DEFAULT_SECONDS = 600.0
 
 
 def utc_now() -> datetime:
@@ -234,6 +237,46 @@ class PlantServer:
                 )
             version = releases[-1].version
         return self.registry.want(line, version, self._now(), devices)
+
+    def publish_probes(self, folder: Path) -> PublishedProbes:
+        """Sign a probe set, so that devices can be asked to measure it; see :func:`profiling.publish_probes`."""
+        return profiling.publish_probes(folder, self.repository, self.store, self.registry, self._now())
+
+    def request_profile(
+        self,
+        devices: Sequence[str] = (),
+        *,
+        line: str | None = None,
+        probes: str | None = None,
+        seconds: float = DEFAULT_SECONDS,
+        threads: int = 1,
+    ) -> int:
+        """Ask devices, and all of ``line``, for a profile; returns how many were asked anew.
+
+        Args:
+            devices: names.
+            line: a line whose devices are asked too.
+            probes: name or digest of a published probe set; the newest without.
+            seconds: what measuring may take on a device.
+            threads: inside one prediction.
+
+        Raises:
+            InputError: an unknown device or probe set, nobody to ask, or more seconds or threads than a device accepts.
+        """
+        serving = [device.name for device in self.registry.devices() if line in device.lines]
+        digest = profiling.find_probes(self.registry, probes).digest
+        now = self._now()
+        wanted = ProfileRequest("", 0, digest, seconds, threads, stamp(now))
+        published = self.repository.published
+        return profiling.request_profile(self.registry, published, [*devices, *serving], wanted, now)
+
+    def probe_set(self, digest: str) -> ProbeSet:
+        """A published probe set by its digest; raises StateError when there is none."""
+        return profiling.read_probes(self.repository.published, digest)
+
+    def profiles(self, device_class: str | None = None) -> tuple[Profile, ...]:
+        """What devices measured: the newest of each kind; see :meth:`ProfileBook.profiles`."""
+        return self.registry.profiles.profiles(device_class)
 
     def start_broker(self, *, bind: str = LOOPBACK, port: int | None = None, kind: BrokerKind | None = None) -> Broker:
         """Start a broker of our own on the configured port; see :meth:`Broker.start`."""

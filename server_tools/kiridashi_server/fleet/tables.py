@@ -12,6 +12,7 @@ from sqlalchemy import (
     Column,
     Connection,
     Engine,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -79,6 +80,50 @@ EVENT = Table(
     Column("at", String(32), nullable=False),
     Column("payload", Text, nullable=False),
     Index("event_by_device", "device", "id"),
+)
+PROBE_SET = Table(
+    "probe_set",
+    METADATA,
+    Column("digest", String(64), primary_key=True),
+    Column("name", String(160), nullable=False),
+    Column("backbone_fingerprint", String(160), nullable=False),
+    Column("runtime", String(32), nullable=False),
+    Column("graphs", Integer, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("published", String(32), nullable=False),
+)
+PROBE_BLOB = Table(
+    "probe_blob",
+    METADATA,
+    Column("sha256", String(64), primary_key=True),
+    Column("probes", ForeignKey("probe_set.digest"), primary_key=True),
+)
+PROFILE_REQUEST = Table(
+    "profile_request",
+    METADATA,
+    Column("device", ForeignKey("device.name"), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    Column("probes", ForeignKey("probe_set.digest"), nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("threads", Integer, nullable=False),
+    Column("asked", String(32), nullable=False),
+    Column("answered", String(32)),
+)
+PROFILE = Table(
+    "profile",
+    METADATA,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("device", ForeignKey("device.name"), nullable=False),
+    Column("request", BigInteger, nullable=False),
+    Column("device_class", String(200), nullable=False),
+    Column("probes", ForeignKey("probe_set.digest"), nullable=False),
+    Column("backbone_fingerprint", String(160), nullable=False),
+    Column("runtime", String(32), nullable=False),
+    Column("threads", Integer, nullable=False),
+    Column("complete", Boolean, nullable=False),
+    Column("measured", String(32), nullable=False),
+    Column("report", Text, nullable=False),
+    Index("profile_by_class", "device_class", "id"),
 )
 
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from kiridashi.errors import BundleError, InputError, StateError
 from kiridashi.messages import Desired, LineDesired, LineState, Reported
 from kiridashi_server.fleet.connection import BrokerAddress
-from kiridashi_server.fleet.registry import EVENTS_KEPT
+from kiridashi_server.fleet.database import EVENTS_KEPT
 from kiridashi_server.fleet.server import PlantServer, utc_now
 
 
@@ -165,7 +165,7 @@ def test_a_registry_from_an_old_backup_catches_up_with_its_devices(server, devic
 
 
 def test_history_is_bounded(server, device_request, monkeypatch):
-    monkeypatch.setattr("kiridashi_server.fleet.registry.EVENTS_KEPT", 10)
+    monkeypatch.setattr("kiridashi_server.fleet.database.EVENTS_KEPT", 10)
     assert EVENTS_KEPT >= 100
     server.enrol(device_request("cam-1"), ["press-3"])
     for number in range(25):

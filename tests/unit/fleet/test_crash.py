@@ -36,6 +36,7 @@ def cut_at(monkeypatch):
 CHANGES = {
     "publish": (lambda repository, now: repository.publish_target("press-3", 2, b"two", now), 4),
     "add line": (lambda repository, now: repository.add_line("paint-9", now), 4),
+    "publish the first probe set": (lambda repository, now: repository.publish_probes(b"probes", now), 5),
     "refresh": (lambda repository, now: repository.refresh_timestamp(now + timedelta(days=20)), 2),
     "rotate root": (lambda repository, now: repository.rotate_root_key(now), 1),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -181,3 +182,41 @@ def _versions(repository: Repository, line: str) -> tuple[int, ...]:
 def _files(repository: Repository, folder: str = "") -> dict[Path, bytes]:
     top = repository.published.metadata_folder.parent / folder
     return {path: path.read_bytes() for path in top.rglob("*.json")}
+
+
+def test_a_probe_set_reaches_a_device_under_its_own_digest(repository, device, now):
+    digest = hashlib.sha256(b"probes").hexdigest()
+    assert repository.published.committed().probes is None
+    target = repository.publish_probes(b"probes", now)
+    assert target == f"probes/{digest}.json"
+    assert device.fetch(target) == b"probes"
+    assert device.fetch(f"probes/{'0' * 64}.json") is None
+    before = _files(repository)
+    assert repository.publish_probes(b"probes", now) == target
+    assert _files(repository) == before
+    assert device.fetch(repository.publish_probes(b"others", now)) == b"others"
+    assert device.fetch(target) == b"probes"
+    assert repository.published.read_target(target) == b"probes"
+    with pytest.raises(InputError, match="one message"):
+        repository.publish_probes(bytes(module.MAX_FILE_BYTES + 1), now)
+
+
+def test_the_probes_key_signs_no_lines_and_is_renewed_like_theirs(repository, device, now):
+    target = repository.publish_probes(b"probes", now)
+    role = repository.published.committed().targets.signed.get_delegated_role("probes")
+    assert (role.paths, role.terminating) == (["probes/*"], True)
+    assert set(role.keyids).isdisjoint(
+        keyid
+        for line in ("press-3", "weld-1")
+        for keyid in repository.published.committed().targets.signed.get_delegated_role(f"line-{line}").keyids
+    )
+    assert "probes" in repository.refresh_timestamp(now + timedelta(days=200))
+    assert device.fetch(target) == b"probes"
+
+
+def test_a_repository_from_before_probe_sets_gets_the_role_with_the_first_one(repository, new_device, now):
+    repository.publish_target("press-3", 1, b"one", now)
+    device = new_device("enrolled-before")
+    assert device.fetch("lines/press-3/1.json") == b"one"
+    assert device.fetch(repository.publish_probes(b"probes", now)) == b"probes"
+    assert device.fetch("lines/press-3/1.json") == b"one"

@@ -1,0 +1,182 @@
+"""``kiridashi profile``: what device classes measured of themselves, asked for over MQTT."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from kiridashi.artifacts import write_atomic
+from kiridashi.command import Command, Outcome
+from kiridashi.errors import InputError
+from kiridashi.probes import MAX_SECONDS, MAX_THREADS
+
+from kiridashi_server.cli.plant_state import add_state_argument, opened_server
+
+if TYPE_CHECKING:
+    from kiridashi_server.fleet.records import Device, Profile, ProfileRequest
+
+
+def _configure_publish(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("probes", type=Path, metavar="DIR", help="folder with probes.json and its files")
+    add_state_argument(parser)
+
+
+def _publish(arguments: argparse.Namespace) -> Outcome:
+    with opened_server(arguments) as server:
+        entry = server.publish_probes(arguments.probes)
+    text = (
+        f"published the probe set '{entry.name}' ({entry.digest[:16]}): {entry.graphs} graphs, "
+        f"{entry.bytes / 1024**2:.1f} MiB\n"
+        f"  next: kiridashi profile request --line LINE --probes {entry.name}"
+    )
+    return Outcome(asdict(entry), text)
+
+
+def _configure_request(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", action="append", default=[], metavar="NAME", help="who is to measure; repeatable")
+    parser.add_argument("--line", metavar="NAME", help="all devices of this line")
+    parser.add_argument("--probes", metavar="NAME", help="a published probe set's name or digest (default: the newest)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help=f"measuring time, at most {MAX_SECONDS:g} (default 600)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help=f"inside one prediction, at most {MAX_THREADS} (default 1)"
+    )
+    add_state_argument(parser)
+
+
+def _request(arguments: argparse.Namespace) -> Outcome:
+    with opened_server(arguments) as server:
+        asked = server.request_profile(
+            arguments.device,
+            line=arguments.line,
+            probes=arguments.probes,
+            seconds=arguments.seconds,
+            threads=arguments.threads,
+        )
+    text = (
+        f"{asked} device(s) are asked; each measures while its lines rest\n"
+        "  next: kiridashi serve, if it does not run; then kiridashi profile list"
+    )
+    return Outcome({"devices_asked": asked}, text)
+
+
+def _list(arguments: argparse.Namespace) -> Outcome:
+    with opened_server(arguments) as server:
+        sets = server.registry.profiles.probe_sets()
+        requests = server.registry.profiles.requests()
+        devices = {device.name: device for device in server.registry.devices()}
+        profiles = server.profiles()
+    names = {entry.digest: entry.name for entry in sets}
+    asked = [asdict(request) | _progress(request, devices[request.device]) for request in requests]
+    text = [f"probe set '{entry.name}' ({entry.digest[:16]}): {entry.graphs} graphs, {entry.runtime}" for entry in sets]
+    text += [
+        f"{row['device']} ({names[row['probes']]}): {row['phase']}"
+        + (f", {row['done']} of {row['total']} steps" if row["phase"] == "measuring" else "")
+        + (f": {row['error']}" if row["error"] else "")
+        for row in asked
+    ]
+    text += [_describe(profile) for profile in profiles]
+    if profiles:
+        text.append("next: kiridashi profile show CLASS -o REPORT.json")
+    elif not sets:
+        text.append("there are no probe sets yet; next: kiridashi profile publish DIR")
+    elif not asked:
+        text.append("no device is asked yet; next: kiridashi profile request --line LINE")
+    data = {
+        "probe_sets": [asdict(entry) for entry in sets],
+        "requests": asked,
+        "profiles": [_summary(profile) for profile in profiles],
+    }
+    return Outcome(data, "\n".join(text))
+
+
+def _configure_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("device_class", metavar="CLASS", help="a device class, as 'profile list' writes it")
+    parser.add_argument("--runtime", choices=("onnxruntime", "litert"), help="only what this runtime was measured with")
+    parser.add_argument("--threads", type=int, metavar="N", help="only what was measured with this many threads")
+    parser.add_argument("--backbone", default="", metavar="FINGERPRINT", help="only of this backbone (or a beginning)")
+    parser.add_argument("-o", "--output", type=Path, metavar="REPORT.json", help="write the report to this file")
+    add_state_argument(parser)
+
+
+def _show(arguments: argparse.Namespace) -> Outcome:
+    with opened_server(arguments) as server:
+        known = server.profiles()
+    found = [profile for profile in known if _is_meant(profile, arguments)]
+    if not found:
+        raise InputError(
+            f"there is no profile of the device class '{arguments.device_class}' that fits",
+            why=f"known: {', '.join(sorted({profile.device_class for profile in known})) or 'none'}",
+            next_step="kiridashi profile list; kiridashi profile request --device NAME",
+        )
+    if arguments.output is not None:
+        if len(found) > 1:
+            raise InputError(
+                f"{len(found)} profiles fit, and one file was named",
+                why="; ".join(map(_describe, found)),
+                next_step="choose one with --runtime, --threads or --backbone",
+            )
+        write_atomic(arguments.output, msgspec.json.encode(found[0].report, order="sorted"))
+    text = []
+    for profile in found:
+        text.append(_describe(profile))
+        text += [
+            f"  {timing.name}: quiet {timing.quiet_ms:.3g} ms, p95 {timing.p95_ms:.3g} ms, "
+            f"{timing.memory_bytes / 1024**2:.1f} MiB"
+            for timing in profile.report.timings
+        ]
+    reports = [_summary(profile) | {"report": msgspec.to_builtins(profile.report)} for profile in found]
+    return Outcome({"profiles": reports}, "\n".join(text))
+
+
+def _is_meant(profile: Profile, arguments: argparse.Namespace) -> bool:
+    return (
+        profile.device_class == arguments.device_class
+        and arguments.runtime in (None, profile.runtime)
+        and arguments.threads in (None, profile.threads)
+        and profile.backbone_fingerprint.startswith(arguments.backbone)
+    )
+
+
+def _progress(request: ProfileRequest, device: Device) -> dict[str, Any]:
+    """Where a request stands: what the device says of it, as far as it has heard of it."""
+    nothing = {"done": 0, "total": 0, "error": ""}
+    if request.answered is not None:
+        return {"phase": "answered", **nothing}
+    state = device.reported.probes if device.reported else None
+    if state is None or state.request != request.number:
+        too_old = device.reported is not None and device.reported.protocol == "1.0"
+        why = "its agent is too old to measure profiles: update kiridashi there" if too_old else ""
+        return {"phase": "asked", **nothing, "error": why}
+    error = state.error.message if state.error else ""
+    return {"phase": state.phase, "done": state.done, "total": state.total, "error": error}
+
+
+def _summary(profile: Profile) -> dict[str, Any]:
+    report = profile.report
+    described = {key: value for key, value in asdict(profile).items() if key != "report"}
+    return described | {"probes": report.probes, "complete": report.complete, "graphs": len(report.timings)}
+
+
+def _describe(profile: Profile) -> str:
+    report = profile.report
+    return (
+        f"{profile.device_class}: {report.runtime}, {profile.threads} thread(s), {len(report.timings)} graphs"
+        f"{'' if report.complete else ' (incomplete)'}, measured by {profile.device} at {profile.measured}"
+    )
+
+
+COMMANDS = (
+    Command("profile publish", "sign a probe set, so that devices can be asked for it", _configure_publish, _publish),
+    Command("profile request", "ask devices to measure a probe set", _configure_request, _request),
+    Command("profile list", "show probe sets, who was asked, and what came back", add_state_argument, _list),
+    Command("profile show", "show what a device class measured", _configure_show, _show),
+)
