@@ -12,10 +12,10 @@ from kiridashi.command import Command, Outcome
 from kiridashi.errors import InputError
 from kiridashi.messages import check_name
 
+from kiridashi_server.cli.profile_source import PROFILE_HELP, read_profile
 from kiridashi_server.cli.task_source import TASK_HELP, read_task
 
 if TYPE_CHECKING:
-    from kiridashi_server.budget.profile import Profile
     from kiridashi_server.cut_run import CutRun
     from kiridashi_server.tasks import Samples, Task
 
@@ -37,9 +37,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="the backbone to cut")
     parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="side of the input (default 64)")
     parser.add_argument("--budget", default="", metavar="LIMITS", help="such as memory=96MiB,file=5MiB,latency=2ms")
-    parser.add_argument(
-        "--profile", type=Path, metavar="FILE", help="a device's profile.json (default: measure this machine)"
-    )
+    parser.add_argument("--profile", type=Path, metavar="FILE", help=f"{PROFILE_HELP} (default: measure this machine)")
     parser.add_argument("--release", type=int, default=1, metavar="N", help="version number of the bundle (default 1)")
     parser.add_argument("--iterations", type=int, default=20, metavar="N", help="weight updates after the cut")
     parser.add_argument("--per-class", type=int, default=0, metavar="N", help="use this many samples per class only")
@@ -51,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     check_name(arguments.line, "line")
     if arguments.release < 1:
         raise InputError(f"a release number is at least 1, got {arguments.release}")
-    profile = _read_profile(arguments.profile) if arguments.profile else None
+    profile = read_profile(arguments.profile) if arguments.profile else None
     import torch  # takes seconds: bad arguments are refused first
 
     from kiridashi_server.backbone import Backbone
@@ -110,19 +108,6 @@ def _outcome(run: CutRun) -> Outcome:
 def _samples(task: Task, per_class: int, seed: int) -> Samples:
     train = task.split("train")
     return train.few_shot(per_class, seed) if per_class else train
-
-
-def _read_profile(path: Path) -> Profile:
-    from kiridashi_server.budget.profile import Profile
-
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Profile)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise InputError(
-            f"{path} is not a device profile",
-            why=str(error),
-            next_step="leave --profile out to have this machine measured",
-        ) from error
 
 
 COMMANDS = (Command("cut", "cut the backbone once for a new task, inside a budget", _configure, _run),)
