@@ -12,7 +12,7 @@ from kiridashi_server.budget.knapsack import solve
 from kiridashi_server.budget.problem import Choice, Polynomial, Resource, evaluate
 
 DEFAULT_POINTS = 40
-_EVALUATIONS = 60
+_EVALUATIONS = 100
 
 
 @dataclass(frozen=True, eq=False)

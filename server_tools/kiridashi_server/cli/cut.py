@@ -13,11 +13,10 @@ from kiridashi.errors import InputError
 from kiridashi.messages import check_name
 
 from kiridashi_server.cli.profile_source import PROFILE_HELP, read_profile
-from kiridashi_server.cli.task_source import TASK_HELP, read_task
+from kiridashi_server.cli.task_source import TASK_HELP, few_samples, read_task
 
 if TYPE_CHECKING:
     from kiridashi_server.cut_run import CutRun
-    from kiridashi_server.tasks import Samples, Task
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         request = CutRequest(
             backbone=Backbone.load(arguments.backbone, image_size=arguments.image_size),
             records=bank.list(),
-            samples=_samples(task, arguments.per_class, arguments.seed),
+            samples=few_samples(task, arguments.per_class, arguments.seed),
             calibration=task.split("val" if "val" in task.splits else "train"),
             release=Release(arguments.line, arguments.release, task.name, task.labels),
             budget=budget,
@@ -103,11 +102,6 @@ def _outcome(run: CutRun) -> Outcome:
         f"next: kiridashi publish {run.bundle} --line {run.request.release.line}"
     )
     return Outcome(data, text)
-
-
-def _samples(task: Task, per_class: int, seed: int) -> Samples:
-    train = task.split("train")
-    return train.few_shot(per_class, seed) if per_class else train
 
 
 COMMANDS = (Command("cut", "cut the backbone once for a new task, inside a budget", _configure, _run),)

@@ -12,7 +12,7 @@ from kiridashi.command import Command, Outcome
 from kiridashi.errors import InputError
 
 from kiridashi_server.cli.profile_source import PROFILE_HELP, read_profile
-from kiridashi_server.cli.task_source import TASK_HELP, read_task
+from kiridashi_server.cli.task_source import TASK_HELP, few_samples, read_task
 
 if TYPE_CHECKING:
     from kiridashi_server.budget.problem import Polynomial
@@ -40,6 +40,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", type=Path, metavar="FILE", help=PROFILE_HELP)
     parser.add_argument("--points", type=int, default=40, metavar="N", help="sizes to solve for (default 40)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the picture there, as SVG")
+    parser.add_argument("--per-class", type=int, default=0, metavar="N", help="use this many samples per class only")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
 
 
@@ -62,10 +63,11 @@ def _run(arguments: argparse.Namespace) -> Outcome:
 
     torch.set_num_threads(1)  # the same numbers on every machine, and no spinning on a busy one
     task = read_task(arguments.task, arguments.image_size, arguments.seed)
+    samples = few_samples(task, arguments.per_class, arguments.seed)
     backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
     with Bank.open(arguments.bank, create=False) as bank:
         records = bank.list()
-    _, mix = compose_scores(backbone, records, task.split("train"), len(task.labels), arguments.seed)
+    _, mix = compose_scores(backbone, records, samples, len(task.labels), arguments.seed)
     multiple = profile.channel_multiple if profile else DEFAULT_MULTIPLE
     options = candidates(backbone.layout, mix.scores, multiple=multiple)
     found = front(options.choices, _needs(arguments.size, profile, backbone.costs), points=arguments.points)
