@@ -87,6 +87,8 @@ def _outcome(run: CutRun) -> Outcome:
         "budget": msgspec.to_builtins(run.budget),
         "measured": msgspec.to_builtins(planned.measured),
         "binding": planned.binding,
+        "importance": planned.importance,
+        "gap": planned.gap,
         "parameters": planned.parameters,
         "parameters_dense": dense.parameters,
         "explanation": run.composed.explanation,
@@ -96,6 +98,7 @@ def _outcome(run: CutRun) -> Outcome:
     measured = planned.measured
     text = (
         f"{planned.parameters:,} of {dense.parameters:,} parameters stay; binding limit: {planned.binding}\n"
+        f"{planned.importance:.2%} of the importance stays, {planned.importance * (1 + planned.gap):.2%} at most could\n"
         f"measured: {measured.memory_bytes / MIB:.1f} MiB, {measured.file_bytes / MIB:.2f} MiB file, "
         f"p95 {measured.latency_p95_ms:.3g} ms; budget {run.budget}\n"
         f"{run.composed.explanation}\n"

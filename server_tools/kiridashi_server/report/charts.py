@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from kiridashi_server.report.schema import EvidenceEntry, ResultEntry, StageEntry
 
@@ -76,6 +76,9 @@ def importance_against_size(points: Sequence[tuple[float, float]], unit: str) ->
     with rc_context(_STYLE):
         figure, axes = _figure(6.4, 4.0)
         axes.plot(*zip(*points, strict=True), color=ACCENT, marker="o", ms=4, lw=1.8, drawstyle="steps-post")
+        if points[-1][0] > 10 * points[0][0]:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_xlabel(unit)
         axes.set_ylabel("importance kept")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
