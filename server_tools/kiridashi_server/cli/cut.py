@@ -95,10 +95,10 @@ def _outcome(run: CutRun) -> Outcome:
         "files": msgspec.to_builtins(exported.files),
         "dropped": list(exported.dropped),
     }
-    measured = planned.measured
+    measured, best = planned.measured, planned.importance * (1 + planned.gap)
     text = (
         f"{planned.parameters:,} of {dense.parameters:,} parameters stay; binding limit: {planned.binding}\n"
-        f"{planned.importance:.2%} of the importance stays, {planned.importance * (1 + planned.gap):.2%} at most could\n"
+        f"{planned.importance:.2%} of the importance stays, {best:.2%} at most could\n"
         f"measured: {measured.memory_bytes / MIB:.1f} MiB, {measured.file_bytes / MIB:.2f} MiB file, "
         f"p95 {measured.latency_p95_ms:.3g} ms; budget {run.budget}\n"
         f"{run.composed.explanation}\n"
