@@ -140,7 +140,10 @@ def test_a_size_is_filled_with_the_most_valuable_units() -> None:
         plan_size(LAYOUT, COSTS, scores, 100)
 
 
-def test_scores_below_zero_are_refused() -> None:
+def test_scores_that_say_nothing_are_refused() -> None:
+    zeros = {name: np.zeros(size, dtype=np.float32) for name, size in SIZES.items()}
+    with pytest.raises(InputError, match="all scores are zero"):
+        plan_size(LAYOUT, COSTS, zeros, 10_000)
     with pytest.raises(InputError, match="'body' are below zero"):
         plan_size(LAYOUT, COSTS, random_scores(0) | {"body": -np.ones(64, dtype=np.float32)}, 10_000)
 

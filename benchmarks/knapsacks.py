@@ -27,6 +27,9 @@ def ilp_optimum(choices: Sequence[Choice], resources: Sequence[Resource]) -> flo
     """The optimum by HiGHS, for products of at most two groups: one binary a width, and one variable a pair of widths.
 
     A pair's variables sum, over either group, to the other group's binaries; that is the strongest such formulation.
+
+    Raises:
+        ValueError: HiGHS found none.
     """
     problem = Problem.of(choices, resources)
     offsets = np.cumsum([0, *(len(choice.widths) for choice in choices)])
@@ -99,16 +102,17 @@ def inverted_residuals(seed: int, *, multiple: int = 8) -> tuple[list[Choice], P
 def vision_transformer(seed: int, *, blocks: int = 12) -> tuple[list[Choice], Polynomial, Polynomial]:
     """The layout of ViT-B/16 at 224 pixels with its residual stream: choices, parameters, and multiply-accumulates."""
     sizes, steps = {"stream": 768}, {"stream": 8}
-    parameters = [(3.0 * 256 + 197 + 1 + 1 + 2, ("stream",))]
-    macs = [(3.0 * 256 * 196, ("stream",))]
+    patch, tokens = 3.0 * 16**2, 196 + 1
+    parameters = [(patch + 1 + tokens + 1 + 2, ("stream",))]  # patches, positions, class token, last normalisation
+    macs = [(patch * (tokens - 1), ("stream",))]
     for block in range(blocks):
         heads, query, value, hidden = (f"{block}.{part}" for part in ("heads", "query", "value", "hidden"))
         sizes |= {heads: 12, query: 64, value: 64, hidden: 3072}
         steps |= {heads: 1, query: 8, value: 8, hidden: 8}
         parameters += [(2.0, ("stream", heads, query)), (2.0, ("stream", heads, value)), (2.0, ("stream", hidden))]
         parameters += [(2.0, (heads, query)), (1.0, (heads, value)), (1.0, (hidden,)), (6.0, ("stream",))]
-        macs += [(197.0 * coefficient, names) for coefficient, names in parameters[-7:-4]]
-        macs += [(197.0**2, (heads, query)), (197.0**2, (heads, value))]
+        macs += [(tokens * coefficient, names) for coefficient, names in parameters[-7:-4]]
+        macs += [(float(tokens**2), (heads, query)), (float(tokens**2), (heads, value))]
     return _choices(sizes, seed, steps), tuple(parameters), tuple(macs)
 
 
