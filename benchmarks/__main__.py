@@ -10,7 +10,7 @@ from pathlib import Path
 
 import benchmarks
 
-SHARED = frozenset({"__main__", "exports", "report", "torch_pruning", "zoo"})
+SHARED = frozenset({"__main__", "exports", "knapsacks", "report", "torch_pruning", "zoo"})
 
 
 def main() -> int:

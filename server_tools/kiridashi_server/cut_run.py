@@ -64,8 +64,8 @@ class Planned(msgspec.Struct, frozen=True):
     macs: int
     binding: str
     corrections: int
-    tilt: float
     importance: float
+    gap: float
     measured: Measurement
 
 
@@ -214,8 +214,8 @@ class CutRun:
                 macs=solution.macs,
                 binding=solution.binding or "none",
                 corrections=fitted.corrections,
-                tilt=solution.tilt,
                 importance=solution.importance,
+                gap=solution.gap,
                 measured=fitted.measured,
             )
 

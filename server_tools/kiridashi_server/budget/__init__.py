@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from kiridashi_server.budget.profile import Forecast, Profile, ProfilePoint, fit_profile
-from kiridashi_server.budget.solver import Solution, plan_cut
+from kiridashi_server.budget.solver import Solution, plan_cut, plan_size
 
-__all__ = ["Forecast", "Profile", "ProfilePoint", "Solution", "fit_profile", "plan_cut"]
+__all__ = ["Forecast", "Profile", "ProfilePoint", "Solution", "fit_profile", "plan_cut", "plan_size"]

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from kiridashi.budget import MIB, Budget, Limit
 from kiridashi.errors import BudgetError
 
 from kiridashi_server.amp.scores import ScoreMap
+from kiridashi_server.budget.candidates import candidates
+from kiridashi_server.budget.knapsack import solve
+from kiridashi_server.budget.problem import Resource, evaluate
 from kiridashi_server.budget.profile import Forecast, Profile
-from kiridashi_server.compose.ladder import Ladder, build_ladder
-from kiridashi_server.compose.selection import steps_for
+from kiridashi_server.budget.requirements import LIMITS, counted, requirements
+from kiridashi_server.compose.selection import DEFAULT_FLOOR, DEFAULT_MULTIPLE
 from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.graph.layout import Layout
 from kiridashi_server.graph.plan import Plan
 
-TILTS = (0.0, 0.25, 0.5, 1.0)
 _LARGEST_MARGIN = 0.10
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class Solution:
         forecast: what it is expected to need on the device.
         used: forecast over limit, for every limit that the budget sets.
         binding: the limit with the largest use; ``None`` when the dense model fits.
-        tilt: the trade-off between parameters and MACs that kept the most importance.
-        importance: kept score over total score.
+        importance: what the kept units are worth, over what all are worth.
+        gap: no plan inside the budget keeps more than ``1 + gap`` times of that.
     """
 
     plan: Plan
@@ -40,123 +45,124 @@ class Solution:
     forecast: Forecast
     used: dict[Limit, float]
     binding: Limit | None
-    tilt: float
     importance: float
+    gap: float
 
 
 def plan_cut(
-    layout: Layout, costs: CostModel, scores: ScoreMap, budget: Budget, profile: Profile, *, floor: float = 0.05
+    layout: Layout,
+    costs: CostModel,
+    scores: ScoreMap,
+    budget: Budget,
+    profile: Profile,
+    *,
+    floor: float = DEFAULT_FLOOR,
 ) -> Solution:
     """Solve a budget into a plan.
 
-    For several tilts of the ladder between parameters and MACs, the nested family of cuts is searched by bisection for
-    the largest cut whose forecast stays inside every limit, less a margin as large as the profile's own error (at
-    most 10 %); the cut that keeps most of the total score wins.
+    The most valuable prefixes of all groups (:func:`.candidates.candidates`) whose forecast stays inside every limit,
+    less a margin as large as the profile's own error (at most 10 %), with a bound on what a better plan could keep
+    (:func:`.knapsack.solve`).
 
     Raises:
-        BudgetError: even the smallest cut breaks a limit; names the binding limit and the smallest feasible budget.
+        BudgetError: even the smallest cut breaks a limit; names the binding limits and the nearest feasible budget.
+        InputError: see :func:`.candidates.candidates`.
     """
-    limits = _with_margin(budget, profile)
+    options = candidates(layout, scores, multiple=profile.channel_multiple, floor=floor)
+    needs, limits = requirements(profile, costs), _limits(budget)
+    margins = {name: 1 - min(error, _LARGEST_MARGIN) for name, error in zip(LIMITS, profile.error, strict=True)}
 
-    def forecast(widths: Mapping[str, int]) -> Forecast:
-        return profile.forecast(costs.parameters(widths), costs.macs(widths))
+    def expected(name: Limit, widths: Mapping[str, int]) -> float:
+        return max(evaluate(terms, widths) for terms in needs[name])
 
-    def fits(widths: Mapping[str, int]) -> bool:
-        return not _exceeded(limits, forecast(widths))
-
-    best: tuple[float, float, Ladder, int] | None = None
-    for tilt in TILTS:
-        ladder = trade_off_ladder(layout, costs, scores, tilt, multiple=profile.channel_multiple, floor=floor)
-        if not fits(ladder.widths(len(ladder))):
-            raise _infeasible(budget, limits, forecast(ladder.widths(len(ladder))))
-        steps = ladder.first_within(lambda widths: 0.0 if fits(widths) else 1.0, 0.0)
-        kept = _importance(scores, ladder, steps)
-        if best is None or kept > best[0]:
-            best = (kept, tilt, ladder, steps)
-    if best is None:
-        raise BudgetError("no tilt was tried", why="TILTS is empty")
-    kept, tilt, ladder, steps = best
-    widths = ladder.widths(steps)
-    expected = forecast(widths)
-    used = {name: value / limit for name, limit, value in _pairs(budget, expected) if limit is not None}
+    narrowed = {name: limit * margins[name] * (1 - _ROUNDING) for name, limit in limits.items()}
+    optimum = solve(
+        options.choices, [Resource(name, terms, limit) for name, limit in narrowed.items() for terms in needs[name]]
+    )
+    if optimum is None:
+        smallest = {name: expected(name, options.narrowest) for name in limits}
+        short = {name: need / margins[name] for name, need in smallest.items() if need > narrowed[name]}
+        raise _infeasible(budget, short)
+    widths = optimum.widths
+    filled = {name: expected(name, widths) / limit for name, limit in narrowed.items()}
     return Solution(
-        plan=ladder_plan(layout, ladder, steps),
+        plan=options.plan(widths),
         parameters=costs.parameters(widths),
         macs=costs.macs(widths),
-        forecast=expected,
-        used=used,
-        binding=_tightest(used) if steps else None,
-        tilt=tilt,
-        importance=kept,
+        forecast=Forecast(expected("memory", widths), expected("file", widths), expected("latency", widths)),
+        used={name: expected(name, widths) / limit for name, limit in limits.items()},
+        binding=_fullest(filled) if optimum.binding else None,
+        importance=optimum.value / options.total,
+        gap=optimum.gap,
     )
 
 
-def trade_off_ladder(
-    layout: Layout, costs: CostModel, scores: ScoreMap, tilt: float, *, multiple: int = 8, floor: float = 0.05
-) -> Ladder:
-    """The ladder in which a unit's score is divided by ``(its share of MACs / its share of parameters) ** tilt``.
+def _fullest(filled: Mapping[Limit, float]) -> Limit:
+    return max(filled, key=lambda name: filled[name])
 
-    With a tilt of 0 units leave in the order of their score; the larger the tilt, the sooner leave units that cost
-    much computation for their size.
+
+def plan_size(
+    layout: Layout,
+    costs: CostModel,
+    scores: ScoreMap,
+    parameters: int,
+    *,
+    multiple: int = DEFAULT_MULTIPLE,
+    floor: float = DEFAULT_FLOOR,
+) -> Plan:
+    """The most valuable prefixes of all groups with at most ``parameters`` parameters in all.
+
+    Raises:
+        BudgetError: the smallest cut has more.
+        InputError: see :func:`.candidates.candidates`.
     """
-    dense = dict(layout.sizes)
-    parameters, macs = costs.parameters(dense), costs.macs(dense)
-    prices = {
-        name: (costs.unit_macs(name, dense) / macs / (costs.unit_parameters(name, dense) / parameters)) ** tilt
-        for name in scores
+    options = candidates(layout, scores, multiple=multiple, floor=floor)
+    optimum = solve(options.choices, [Resource("parameters", counted(costs.parameter_terms), parameters)])
+    if optimum is None:
+        raise BudgetError(
+            f"no cut has at most {parameters:,} parameters",
+            why=f"the smallest one, with every group at its floor, has {costs.parameters(options.narrowest):,}",
+            next_step="allow more, or lower the floor",
+        )
+    return options.plan(optimum.widths)
+
+
+def _limits(budget: Budget) -> dict[Limit, float]:
+    limits: dict[Limit, float | None] = {
+        "memory": budget.memory_bytes,
+        "file": budget.file_bytes,
+        "latency": budget.latency_p95_ms,
     }
-    return build_ladder(scores, steps_for(scores, layout, multiple), floor=floor, costs=prices)
+    return {name: float(limit) for name, limit in limits.items() if limit is not None}
 
 
-def ladder_plan(layout: Layout, ladder: Ladder, steps: int) -> Plan:
-    """The plan after ``steps`` rungs; groups without scores stay whole."""
-    return Plan.of(layout, {name: units.tolist() for name, units in ladder.kept(steps).items()})
+def _infeasible(budget: Budget, short: Mapping[Limit, float]) -> BudgetError:
+    """The error for a budget in which some limits are below ``short``, what they would have to be.
 
-
-def _tightest(used: Mapping[Limit, float]) -> Limit | None:
-    return max(used, key=lambda name: used[name], default=None)
-
-
-def _importance(scores: ScoreMap, ladder: Ladder, steps: int) -> float:
-    kept = sum(float(scores[name][units].sum()) for name, units in ladder.kept(steps).items())
-    return kept / sum(float(values.sum()) for values in scores.values())
-
-
-def _pairs(budget: Budget, forecast: Forecast) -> tuple[tuple[Limit, float | None, float], ...]:
-    return (
-        ("memory", budget.memory_bytes, forecast.memory_bytes),
-        ("file", budget.file_bytes, forecast.file_bytes),
-        ("latency", budget.latency_p95_ms, forecast.latency_p95_ms),
-    )
-
-
-def _with_margin(budget: Budget, profile: Profile) -> Budget:
-    def shrink(limit: float | None, error: float) -> float | None:
-        return None if limit is None else limit * (1 - min(error, _LARGEST_MARGIN))
-
-    memory = shrink(budget.memory_bytes, profile.error[0])
-    file = shrink(budget.file_bytes, profile.error[1])
-    return Budget(
-        memory_bytes=None if memory is None else int(memory),
-        file_bytes=None if file is None else int(file),
-        latency_p95_ms=shrink(budget.latency_p95_ms, profile.error[2]),
-    )
-
-
-def _exceeded(limits: Budget, forecast: Forecast) -> list[Limit]:
-    return [name for name, limit, value in _pairs(limits, forecast) if limit is not None and value > limit]
-
-
-def _infeasible(budget: Budget, limits: Budget, smallest: Forecast) -> BudgetError:
-    exceeded = _exceeded(limits, smallest)
-    feasible = (
-        f"memory={smallest.memory_bytes / MIB * 1.1:.1f}MiB,"
-        f"file={smallest.file_bytes / MIB * 1.1:.2f}MiB,latency={smallest.latency_p95_ms * 1.1:.3g}ms"
-    )
+    Every need is least in the one cut with all groups at their floors, so raising these limits alone is enough.
+    """
+    texts = {name: _exactly(name, limit) for name, limit in _limits(budget).items()}
+    raised = {name: _at_least(name, need) for name, need in short.items()}
+    nearest = ",".join(f"{name}={text}" for name, text in {**texts, **raised}.items())
+    needed = " and ".join(f"{name}={text}" for name, text in raised.items())
     return BudgetError(
         f"no cut of this backbone fits the budget {budget} on this device",
-        why=f"the binding limit is {' and '.join(exceeded)}: the smallest cut is expected to need "
-        f"{smallest.memory_bytes / MIB:.1f} MiB of memory, {smallest.file_bytes / MIB:.2f} MiB of file, "
-        f"{smallest.latency_p95_ms:.3g} ms",
-        next_step=f"ask for at least {feasible}, or choose a smaller backbone or input size",
+        why=f"the binding limit is {' and '.join(short)}: with every group at its floor the cut still needs {needed}",
+        next_step=f"ask for at least {nearest}, or choose a smaller backbone or input size",
     )
+
+
+def _exactly(name: Limit, limit: float) -> str:
+    """A limit as :meth:`Budget.parse` reads it back."""
+    if name == "latency":
+        return f"{np.format_float_positional(limit, trim='-')}ms"
+    mebibytes = f"{limit / MIB:.2f}"
+    return f"{mebibytes}MiB" if int(float(mebibytes) * MIB) == limit else f"{int(limit)}B"
+
+
+def _at_least(name: Limit, need: float) -> str:
+    """The need rounded up to three digits or more, as :meth:`Budget.parse` reads it."""
+    if name == "latency":
+        digits = max(0, 2 - math.floor(math.log10(need)))
+        return f"{math.ceil(need * 10**digits) / 10**digits:.{digits}f}ms"
+    return f"{math.ceil((need + 1) / MIB * 1000) / 1000:.3f}MiB"

@@ -12,12 +12,11 @@ from kiridashi.command import Command, Outcome
 from kiridashi.errors import InputError
 from kiridashi.messages import check_name
 
-from kiridashi_server.cli.task_source import TASK_HELP, read_task
+from kiridashi_server.cli.profile_source import PROFILE_HELP, read_profile
+from kiridashi_server.cli.task_source import TASK_HELP, few_samples, read_task
 
 if TYPE_CHECKING:
-    from kiridashi_server.budget.profile import Profile
     from kiridashi_server.cut_run import CutRun
-    from kiridashi_server.tasks import Samples, Task
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +36,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="the backbone to cut")
     parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="side of the input (default 64)")
     parser.add_argument("--budget", default="", metavar="LIMITS", help="such as memory=96MiB,file=5MiB,latency=2ms")
-    parser.add_argument(
-        "--profile", type=Path, metavar="FILE", help="a device's profile.json (default: measure this machine)"
-    )
+    parser.add_argument("--profile", type=Path, metavar="FILE", help=f"{PROFILE_HELP} (default: measure this machine)")
     parser.add_argument("--release", type=int, default=1, metavar="N", help="version number of the bundle (default 1)")
     parser.add_argument("--iterations", type=int, default=20, metavar="N", help="weight updates after the cut")
     parser.add_argument("--per-class", type=int, default=0, metavar="N", help="use this many samples per class only")
@@ -51,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     check_name(arguments.line, "line")
     if arguments.release < 1:
         raise InputError(f"a release number is at least 1, got {arguments.release}")
-    profile = _read_profile(arguments.profile) if arguments.profile else None
+    profile = read_profile(arguments.profile) if arguments.profile else None
     import torch  # takes seconds: bad arguments are refused first
 
     from kiridashi_server.backbone import Backbone
@@ -69,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         request = CutRequest(
             backbone=Backbone.load(arguments.backbone, image_size=arguments.image_size),
             records=bank.list(),
-            samples=_samples(task, arguments.per_class, arguments.seed),
+            samples=few_samples(task, arguments.per_class, arguments.seed),
             calibration=task.split("val" if "val" in task.splits else "train"),
             release=Release(arguments.line, arguments.release, task.name, task.labels),
             budget=budget,
@@ -90,39 +87,24 @@ def _outcome(run: CutRun) -> Outcome:
         "budget": msgspec.to_builtins(run.budget),
         "measured": msgspec.to_builtins(planned.measured),
         "binding": planned.binding,
+        "importance": planned.importance,
+        "gap": planned.gap,
         "parameters": planned.parameters,
         "parameters_dense": dense.parameters,
         "explanation": run.composed.explanation,
         "files": msgspec.to_builtins(exported.files),
         "dropped": list(exported.dropped),
     }
-    measured = planned.measured
+    measured, best = planned.measured, planned.importance * (1 + planned.gap)
     text = (
         f"{planned.parameters:,} of {dense.parameters:,} parameters stay; binding limit: {planned.binding}\n"
+        f"{planned.importance:.2%} of the importance stays, {best:.2%} at most could\n"
         f"measured: {measured.memory_bytes / MIB:.1f} MiB, {measured.file_bytes / MIB:.2f} MiB file, "
         f"p95 {measured.latency_p95_ms:.3g} ms; budget {run.budget}\n"
         f"{run.composed.explanation}\n"
         f"next: kiridashi publish {run.bundle} --line {run.request.release.line}"
     )
     return Outcome(data, text)
-
-
-def _samples(task: Task, per_class: int, seed: int) -> Samples:
-    train = task.split("train")
-    return train.few_shot(per_class, seed) if per_class else train
-
-
-def _read_profile(path: Path) -> Profile:
-    from kiridashi_server.budget.profile import Profile
-
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Profile)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise InputError(
-            f"{path} is not a device profile",
-            why=str(error),
-            next_step="leave --profile out to have this machine measured",
-        ) from error
 
 
 COMMANDS = (Command("cut", "cut the backbone once for a new task, inside a budget", _configure, _run),)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kiridashi_server.tasks import Task
+    from kiridashi_server.tasks import Samples, Task
 
 TASK_HELP = "a folder of class folders, a packed file, or a shipped task's name"
 
@@ -25,3 +25,9 @@ def read_task(name: str, image_size: int, seed: int) -> Task:
     if path.is_file():
         return load_packed(path)
     return load_shipped(name, image_size, seed)
+
+
+def few_samples(task: Task, per_class: int, seed: int) -> Samples:
+    """The training samples, or with ``per_class`` above zero so many of each class."""
+    train = task.split("train")
+    return train.few_shot(per_class, seed) if per_class else train

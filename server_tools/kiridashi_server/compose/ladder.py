@@ -83,38 +83,37 @@ class Ladder:
         return low
 
 
-def build_ladder(
-    scores: ScoreMap, multiples: Mapping[str, int], *, floor: float = 0.05, costs: Mapping[str, float] | None = None
-) -> Ladder:
+def build_ladder(scores: ScoreMap, multiples: Mapping[str, int], *, floor: float = 0.05) -> Ladder:
     """Order all steps by value.
 
     Args:
         scores: by group, float32 [size]. Groups that are left out stay whole.
         multiples: by group, the step in units; widths are multiples of it (the dense width aside).
         floor: the least share of a group's units that stays; at least one step stays in any case.
-        costs: by group, what one unit costs; when given, a step's value is its mean score over this cost.
 
     Returns:
         A ladder that depends on the arguments only: equal scores leave in the order of group name, then unit.
     """
-    if not 0 <= floor <= 1:
-        raise InputError(f"the floor is a share between 0 and 1, got {floor}")
     check_scores(scores, {name: len(values) for name, values in scores.items()})
     orders = {name: np.argsort(-values, kind="stable").astype(np.int64) for name, values in scores.items()}
     keyed: list[tuple[float, str, int]] = []
     for name, order in orders.items():
-        price = costs[name] if costs is not None else 1.0
         ranked = scores[name].astype(np.float64)[order]
         upper = len(order)
-        for width in _widths_below(len(order), multiples[name], floor):
-            keyed.append((float(ranked[width:upper].mean()) / price, name, width))
+        for width in widths_of(len(order), multiples[name], floor)[-2::-1].tolist():
+            keyed.append((float(ranked[width:upper].mean()), name, width))
             upper = width
     keyed.sort(key=lambda step: (step[0], step[1], -step[2]))
     return Ladder(orders, tuple(Rung(name, width, value) for value, name, width in keyed))
 
 
-def _widths_below(size: int, multiple: int, floor: float) -> list[int]:
-    """The widths below ``size`` that a group may take, widest first."""
+def widths_of(size: int, multiple: int, floor: float) -> IntArray:
+    """The widths that a group may take, ascending: all of it, and multiples from the floor up, int64 [k].
+
+    Raises:
+        InputError: the floor is not a share.
+    """
+    if not 0 <= floor <= 1:
+        raise InputError(f"the floor is a share between 0 and 1, got {floor}")
     lowest = max(1, math.ceil(floor * size / multiple)) * multiple
-    widest = (size - 1) // multiple * multiple
-    return list(range(widest, lowest - 1, -multiple))
+    return np.array([*range(lowest, size, multiple), size], dtype=np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 from kiridashi_server.amp.scores import ScoreMap
 from kiridashi_server.bank.record import Record
 from kiridashi_server.baselines import PLANNERS, Target, iterative
-from kiridashi_server.budget.solver import ladder_plan, trade_off_ladder
+from kiridashi_server.budget.solver import plan_size
 from kiridashi_server.compose.composition import robust_mean
 from kiridashi_server.cut_run import Bar, CutRun
 from kiridashi_server.graph.plan import Plan
@@ -112,11 +112,17 @@ class Comparison:
         return PLANNERS[method](self._run.request.backbone, target)
 
     def _plan(self, scores: ScoreMap, size: int) -> Plan:
-        layout = self._run.request.backbone.layout
-        ladder = trade_off_ladder(layout, self._costs, scores, self._run.planned.tilt)
-        return ladder_plan(layout, ladder, ladder.first_within(self._costs.parameters, size))
+        """The plan of that many parameters; at the delivered size, scores like the composed ones give its plan."""
+        planned = self._run.planned
+        if size == planned.parameters and _equal(scores, self._run.composed.score_map()):
+            return self._run.plan
+        return plan_size(self._run.request.backbone.layout, self._costs, scores, size)
 
     @cached_property
     def _uniform(self) -> ScoreMap:
         weights = np.full(len(self._records), 1 / len(self._records))
         return robust_mean([record.scores for record in self._records], weights)
+
+
+def _equal(left: ScoreMap, right: ScoreMap) -> bool:
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from kiridashi_server.report.schema import EvidenceEntry, ResultEntry, StageEntry
 
@@ -68,6 +69,21 @@ def accuracy_against_size(results: Sequence[ResultEntry]) -> str:
         axes.grid(axis="y", color=MUTED, alpha=0.25)
         figure.legend(frameon=False, loc="outside lower center", ncols=len(methods))
         return _svg(figure, "Accuracy against size, by method")
+
+
+def importance_against_size(points: Sequence[tuple[float, float]], unit: str) -> str:
+    """The share of importance that each size keeps; ``points`` are (size in ``unit``, share), sizes rising."""
+    with rc_context(_STYLE):
+        figure, axes = _figure(6.4, 4.0)
+        axes.plot(*zip(*points, strict=True), color=ACCENT, marker="o", ms=4, lw=1.8, drawstyle="steps-post")
+        if points[-1][0] > 10 * points[0][0]:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set_xlabel(unit)
+        axes.set_ylabel("importance kept")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.grid(color=MUTED, alpha=0.25)
+        return _svg(figure, "Importance against size")
 
 
 def evidence_weights(evidence: Sequence[EvidenceEntry]) -> str:

@@ -43,8 +43,6 @@ def test_rungs_are_ordered_by_value_over_all_groups():
     scores = {"low": np.full(8, 1.0, np.float32), "high": np.full(8, 2.0, np.float32)}
     ladder = build_ladder(scores, {"low": 2, "high": 2}, floor=0)
     assert [rung.group for rung in ladder.rungs] == ["low"] * 3 + ["high"] * 3
-    priced = build_ladder(scores, {"low": 2, "high": 2}, floor=0, costs={"low": 1.0, "high": 10.0})
-    assert [rung.group for rung in priced.rungs] == ["high"] * 3 + ["low"] * 3
 
 
 def test_equal_scores_leave_by_name_and_later_units_first():

@@ -1,0 +1,77 @@
+"""``kiridashi front`` on a small task folder, with the real backbone at a small size."""
+
+import json
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+from kiridashi import command
+from kiridashi.errors import ExitCode
+from kiridashi_server.budget import Profile
+from kiridashi_server.cli import bank, front
+from kiridashi_server.tasks import Task, save_task_folder
+from tiny_science import tiny_samples
+
+PROFILE = Profile(
+    runtime="onnxruntime",
+    threads=1,
+    hardware="real",
+    machine="bench",
+    points=(),
+    memory=(50e6, 8.0),
+    file=(2_000.0, 4.0),
+    latency=(0.01, 1e-7, 1e-8),
+    tail=1.2,
+    error=(0.0, 0.0, 0.0),
+    channel_multiple=16,
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a task and a bank that knows it."""
+    place = tmp_path_factory.mktemp("front")
+    splits = {"train": tiny_samples(6, 0), "val": tiny_samples(3, 1), "test": tiny_samples(3, 2)}
+    save_task_folder(Task("hues", ("red", "green", "blue"), splits), place / "hues")
+    learn = ("bank", "learn", "--task", place / "hues", "--iterations", 1, "--image-size", 32, "--bank", place / "bank")
+    assert command.main("kiridashi", "", bank.COMMANDS, [str(part) for part in learn]) == 0
+    return place
+
+
+def _front(capsys, place, *arguments):
+    capsys.readouterr()
+    common = ("--task", place / "hues", "--bank", place / "bank", "--image-size", 32, "--per-class", 3, "--points", 6)
+    argv = [str(part) for part in ("front", *common, *arguments, "--json")]
+    code = command.main("kiridashi", "", front.COMMANDS, argv)
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_a_front_of_parameters_with_its_picture(capsys, place):
+    code, data = _front(capsys, place, "-o", place / "front.svg")
+    assert code == 0
+    points = data["points"]
+    assert [point["size"] for point in points] == [point["parameters"] for point in points]
+    assert [point["importance"] for point in points] == sorted(point["importance"] for point in points)
+    assert points[-1]["importance"] == pytest.approx(1.0)
+    assert all(point["importance"] <= point["bound"] * (1 + 1e-9) for point in points)
+    picture = ElementTree.fromstring((place / "front.svg").read_text())
+    assert picture.attrib["aria-label"] == "Importance against size"
+    assert data["picture"] == str(place / "front.svg")
+
+
+def test_a_front_of_latency_keeps_the_profiles_multiple(capsys, place):
+    (place / "profile.json").write_bytes(msgspec.json.encode(PROFILE))
+    code, data = _front(capsys, place, "--size", "latency", "--profile", place / "profile.json")
+    assert code == 0
+    for point in data["points"]:
+        forecast = PROFILE.forecast(point["parameters"], point["macs"])
+        assert point["size"] == pytest.approx(forecast.latency_p95_ms)
+    dense = data["points"][-1]["widths"]
+    widths = [(dense[name], width) for point in data["points"] for name, width in point["widths"].items()]
+    assert all(width % 16 == 0 or width == whole or whole < 32 for whole, width in widths)
+
+
+def test_latency_needs_a_profile(capsys, place):
+    code, data = _front(capsys, place, "--size", "latency")
+    assert code == ExitCode.INPUT
+    assert "--profile" in data["error"]["next"]
