@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.graph.layout import Layout
 from kiridashi_server.graph.program import capture, tensor_names, tensor_of
+from kiridashi_server.graph.quantities import Quantities
 from kiridashi_server.graph.tracker import Tracking, track
 
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -124,9 +125,14 @@ class Backbone:
         return self.tracking.layout
 
     @cached_property
+    def quantities(self) -> Quantities:
+        """Everything that can be counted about cuts."""
+        return Quantities.of(self.program, self.tracking)
+
+    @property
     def costs(self) -> CostModel:
         """Exact parameters and MACs of cuts."""
-        return CostModel.from_tracking(self.tracking)
+        return self.quantities.costs
 
     @property
     def feature_dim(self) -> int:

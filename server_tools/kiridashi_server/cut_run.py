@@ -19,7 +19,7 @@ from kiridashi.manifest import ArtifactKind
 from kiridashi_server.amp.scores import ScoreMap
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.record import Record
-from kiridashi_server.budget.profile import Profile
+from kiridashi_server.budget.profile import Profile, ProfilePoint
 from kiridashi_server.classifier import Classifier
 from kiridashi_server.export.artifacts import ALL_KINDS, ExportSettings
 from kiridashi_server.graph.cut import load_cut, save_cut
@@ -116,7 +116,7 @@ class CutRequest:
     seed: int = 0
 
 
-def default_budget(dense: Measurement) -> Budget:
+def default_budget(dense: ProfilePoint) -> Budget:
     """A budget for who names none: 90 % of the dense model's memory, 40 % of its file, 80 % of its p95 latency.
 
     Latency is left unlimited when the tail is more than three times the median: such a tail belongs to whatever else
@@ -129,7 +129,7 @@ def default_budget(dense: Measurement) -> Budget:
     )
 
 
-def too_busy(measured: Measurement) -> bool:
+def too_busy(measured: ProfilePoint) -> bool:
     """Whether a measurement's tail says more about the machine's other work than about the model."""
     return measured.latency_p95_ms > CALM_TAIL * measured.latency_p50_ms
 
@@ -182,23 +182,18 @@ class CutRun:
         """The device's profile: the given one, or this machine's."""
         if self.request.profile is not None:
             return self.request.profile
-        scores = self.composed.score_map()
+        backbone = self.request.backbone
 
         def work(folder: Path) -> Profile:
             with self._bar("cuts") as advance:
-                return profile_backbone(self.request.backbone, scores, folder, progress=advance)
+                return profile_backbone(backbone, folder, progress=advance)
 
-        return self.workspace.run("profile", self._identity, work, Profile)
-
-    @property
-    def dense(self) -> Measurement:
-        """What the dense model was measured to need."""
-        return max(self.profile.points, key=lambda point: point.parameters).measured
+        return self.workspace.run("profile", [backbone.fingerprint, backbone.input_size], work, Profile)
 
     @cached_property
     def budget(self) -> Budget:
         """The limits in force."""
-        return self.request.budget or default_budget(self.dense)
+        return self.request.budget or default_budget(self.profile.dense)
 
     @cached_property
     def planned(self) -> Planned:

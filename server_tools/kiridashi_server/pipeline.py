@@ -19,24 +19,23 @@ from kiridashi.artifacts import describe_file
 from kiridashi.budget import Budget, Measurement, judge, measure_against
 from kiridashi.errors import BudgetError
 from kiridashi.manifest import Manifest, Preprocessing, TrainSpec
+from kiridashi.probes import ProbeReport
+from kiridashi.runtime import RUNTIMES
 
 from kiridashi_server.amp.learning import learn_scores
 from kiridashi_server.amp.scores import ScoreMap
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.record import Record
-from kiridashi_server.budget.device import measure_files
-from kiridashi_server.budget.profile import Profile, ProfilePoint, fit_profile
+from kiridashi_server.budget.device import measure_files, measure_probe_set
+from kiridashi_server.budget.probes import ProbeSettings, export_bare, make_probe_set
+from kiridashi_server.budget.profile import Profile, fit_profile
 from kiridashi_server.budget.solver import Solution, plan_cut
 from kiridashi_server.classifier import Classifier
 from kiridashi_server.compose.composition import Composition, compose
-from kiridashi_server.compose.selection import select
 from kiridashi_server.export.artifacts import ExportResult, ExportSettings, export_artifacts
 from kiridashi_server.export.bundle import BundleFile, write_bundle
-from kiridashi_server.export.onnx import export_onnx
 from kiridashi_server.export.train_step import TrainStepReport, export_train_step
 from kiridashi_server.export.train_step_parameters import HEAD_PARAMETERS, bias_head_parameters
-from kiridashi_server.graph.cost import CostModel
-from kiridashi_server.graph.cut import cut
 from kiridashi_server.graph.fold import fold_batch_norm
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.progress import Progress, no_progress
@@ -44,14 +43,14 @@ from kiridashi_server.recover.inputs import run_batched, to_input
 from kiridashi_server.similarity.descriptor import Descriptor
 from kiridashi_server.similarity.evidence import Evidence, weigh
 from kiridashi_server.similarity.measure import find_measure
-from kiridashi_server.stages import machine
 from kiridashi_server.tasks import Samples
 
-PROFILE_SHARES = (1.0, 0.55, 0.3, 0.12)
+QUICK_PROBES = ProbeSettings(cuts=8, cliffs=())
 DEFAULT_MEASURE = "loo-leep"
 _MAX_CORRECTIONS = 1
 
 Measure = Callable[[Sequence[Path]], Sequence[Measurement]]
+MeasureProbes = Callable[[Path], ProbeReport]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class FittedPlan:
 
     Attributes:
         solution: the plan and its forecast.
-        measured: what the device measured for the cut's fp32 ONNX file.
+        measured: what the device measured for the cut's fp32 file of the profile's runtime.
         profile: the profile, corrected where the first forecast was off.
         corrections: how often the plan was solved again after a measurement.
     """
@@ -158,30 +157,27 @@ def compose_scores(
 
 def profile_backbone(
     backbone: Backbone,
-    scores: ScoreMap,
     folder: Path,
+    settings: ProbeSettings = QUICK_PROBES,
     *,
-    measure: Measure = measure_files,
+    measure: MeasureProbes = measure_probe_set,
     progress: Progress = no_progress,
 ) -> Profile:
-    """Measure a few cuts of the backbone on the device and fit the profile.
+    """Have the device measure cuts of the backbone, and fit the profile.
 
-    The cuts follow ``scores``, so that their shapes are like those that will be asked for; weights do not matter.
-    The first point is the dense model.
+    Args:
+        backbone: what will be cut.
+        folder: for the cuts; what is there already is used again.
+        settings: which cuts.
+        measure: has a folder with a probe set measured.
+        progress: of exporting the cuts, of which measuring is the last step.
 
     Raises:
         DeviceError: the device could not measure.
+        ExportError: a cut cannot be exported.
     """
-    costs = backbone.costs
-    plans = [select(scores, backbone.layout, costs, share) for share in PROFILE_SHARES]
-    files = []
-    for index, plan in enumerate(plans):
-        files.append(_export_bare(backbone, plan, folder / f"cut-{index}.onnx"))
-        progress(index + 1, len(plans) + 1)
-    measured = measure(files)
-    progress(len(plans) + 1, len(plans) + 1)
-    points = [_point(costs, plan, one) for plan, one in zip(plans, measured, strict=True)]
-    return fit_profile(points, machine())
+    probes = make_probe_set(backbone, folder, settings, progress=progress)
+    return fit_profile(probes, measure(folder), backbone.quantities)
 
 
 def fit_to_budget(
@@ -198,11 +194,12 @@ def fit_to_budget(
     Raises:
         BudgetError: no cut can be expected to fit, or the corrected one was measured over the budget too.
     """
-    costs = backbone.costs
     corrections = 0
     while True:
-        solution = plan_cut(backbone.layout, costs, scores, budget, profile)
-        file = _export_bare(backbone, solution.plan, folder / f"candidate-{corrections}.onnx")
+        solution = plan_cut(backbone.quantities, scores, budget, profile)
+        runtime = profile.runtime_name
+        file = folder / f"candidate-{corrections}{RUNTIMES[runtime].suffix}"
+        export_bare(backbone, solution.plan, file, runtime)
         measured = measure_against(budget, partial(_measure_one, measure, file))
         verdict = judge(budget, measured)
         if verdict.within:
@@ -213,7 +210,7 @@ def fit_to_budget(
                 why="it was solved twice, the second time with the first measurement taken into account",
                 next_step="measure again on a quiet machine, or allow a little more",
             )
-        profile = profile.corrected(_point(costs, solution.plan, measured))
+        profile = profile.corrected(measured, solution.forecast)
         corrections += 1
 
 
@@ -301,20 +298,6 @@ def _preprocessing(backbone: Backbone) -> Preprocessing:
 def _measure_one(measure: Measure, file: Path) -> Measurement:
     (measured,) = measure([file])
     return measured
-
-
-def _export_bare(backbone: Backbone, plan: Plan, path: Path) -> Path:
-    """The cut without recovery and with an empty head, as the fp32 ONNX file that a device would get."""
-    small = fold_batch_norm(cut(backbone.program, backbone.tracking, plan))
-    with torch.no_grad():
-        features = int(small(torch.zeros(1, *backbone.input_size)).shape[1])
-    model = Classifier.with_zero_head(small, features, classes=12).eval()
-    export_onnx(model, torch.zeros(1, *backbone.input_size), path)
-    return path
-
-
-def _point(costs: CostModel, plan: Plan, measured: Measurement) -> ProfilePoint:
-    return ProfilePoint(costs.parameters(plan.counts), costs.macs(plan.counts), measured)
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:

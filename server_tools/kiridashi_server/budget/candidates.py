@@ -63,7 +63,7 @@ def candidates(
     Args:
         layout: the backbone's.
         scores: at least zero, by group, float32 [size]; groups that are left out stay whole.
-        multiple: widths are multiples of it; heads and groups below twice of it go one by one.
+        multiple: widths are multiples of it; heads go one by one.
         floor: the least share of each group that stays.
 
     Raises:

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 from kiridashi.budget import Measurement
 from kiridashi.errors import ExitCode, KiridashiError
+from kiridashi.probes import ProbeReport
 
 _TIMEOUT_S = 300
 
@@ -48,16 +49,39 @@ def measure_files(files: Sequence[Path], threads: int = 1) -> tuple[Measurement,
     Raises:
         DeviceError: the agent refused or failed; its own message is passed on.
     """
-    command = [agent_command(), "measure", *map(str, files), "--threads", str(threads), "--json"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise DeviceError(
-            f"measuring {len(files)} files took more than {_TIMEOUT_S} s", why="the machine is overloaded"
-        ) from error
+    names = ", ".join(map(str, files))
+    done = _measure([*map(str, files), "--threads", str(threads)], names, _TIMEOUT_S)
     try:
         answer = json.loads(done.stdout)
         return tuple(msgspec.convert(row["measured"], Measurement) for row in answer["files"])
     except (ValueError, KeyError, TypeError) as error:
-        why = done.stderr.strip() or f"it ended with code {done.returncode} and no result"
-        raise DeviceError(f"the agent could not measure {', '.join(map(str, files))}", why=why) from error
+        raise _failed(done, names) from error
+
+
+def measure_probe_set(folder: Path, *, threads: int = 1, seconds: float = 90.0) -> ProbeReport:
+    """Have the agent on this machine measure the probe set in ``folder``, going on where an earlier call stopped.
+
+    Raises:
+        DeviceError: the agent refused or failed, or the time was too short.
+    """
+    arguments = ["--profile", str(folder), "--threads", str(threads), "--seconds", str(seconds)]
+    done = _measure(arguments, str(folder), 2 * seconds + _TIMEOUT_S)
+    try:
+        return msgspec.json.decode(done.stdout, type=ProbeReport)
+    except msgspec.MsgspecError as error:
+        raise _failed(done, str(folder)) from error
+
+
+def _measure(arguments: Sequence[str], what: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    command = [agent_command(), "measure", *arguments, "--json"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(
+            f"measuring {what} took more than {timeout_s:g} s", why="the machine is overloaded"
+        ) from error
+
+
+def _failed(done: subprocess.CompletedProcess[str], what: str) -> DeviceError:
+    why = done.stderr.strip() or f"it ended with code {done.returncode} and no result"
+    return DeviceError(f"the agent could not measure {what}", why=why)

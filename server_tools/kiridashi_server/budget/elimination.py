@@ -45,12 +45,12 @@ class _Bucket:
 
     Attributes:
         scope: the choice that goes, then those that its table depends on, in the order of their elimination.
-        powers: monomials by the power of the choice that goes.
+        products: monomials by their factors of the choice that goes.
         messages: the earlier buckets whose result depends on it.
     """
 
     scope: tuple[int, ...]
-    powers: tuple[tuple[int, tuple[int, ...]], ...]
+    products: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     messages: tuple[int, ...]
 
 
@@ -72,7 +72,7 @@ class Elimination:
         self._rests = {
             (bucket.scope[0], monomial): self._outer(monomial, bucket)
             for bucket in self._buckets
-            for _, monomials in bucket.powers
+            for _, monomials in bucket.products
             for monomial in monomials
         }
 
@@ -108,8 +108,7 @@ class Elimination:
         choice = self._problem.choices[first]
         shape = (-1,) + (1,) * len(others)
         table: FloatArray = choice.values[slices[first]].reshape(shape)
-        widths = choice.widths[slices[first]].reshape(shape)
-        for power, monomials in bucket.powers:
+        for own, monomials in bucket.products:
             slope: FloatArray | float = 0.0
             for monomial in monomials:
                 rest = self._rests[first, monomial]
@@ -118,7 +117,8 @@ class Elimination:
                     for variable, size in zip(others, rest.shape, strict=True)
                 )
                 slope = slope + prices[monomial] * rest[axes]
-            table = table - widths.astype(np.float64) ** power * slope
+            factor = np.prod([self._problem.tables[name][slices[first]] for name in own], axis=0)
+            table = table - factor.reshape(shape) * slope
         for message in bucket.messages:
             table = table + _expand(results[message], self._buckets[message].scope[1:], bucket.scope)
         return np.broadcast_to(table, [slices[v].stop - slices[v].start for v in bucket.scope])
@@ -151,14 +151,17 @@ class Elimination:
         return extended, constant
 
     def _product(self, monomial: int, solution: IntArray) -> float:
-        return math.prod(
-            float(self._problem.choices[variable].widths[solution[variable]]) for variable in self._monomials[monomial]
-        )
+        owners, tables = self._problem.owners, self._problem.tables
+        return math.prod(float(tables[name][solution[owners[name]]]) for name in self._monomials[monomial])
+
+    def _variables(self, names: tuple[int, ...]) -> set[int]:
+        """The choices whose factors these are."""
+        return {int(self._problem.owners[name]) for name in names}
 
     def _order(self, largest_table: int) -> tuple[list[int], list[set[int]]]:
         """Always eliminate what makes the smallest table; split products until every table is small enough."""
         while True:
-            order, scopes = _greedy_order(self._active().values(), self._sizes)
+            order, scopes = _greedy_order(map(self._variables, self._active().values()), self._sizes)
             worst = max(range(len(order)), key=lambda at: self._entries(scopes[at] | {order[at]}))
             scope = scopes[worst] | {order[worst]}
             if self._entries(scope) <= largest_table:
@@ -177,15 +180,15 @@ class Elimination:
         """Uncouple two choices in all products: of a table's, if it can be, the two that fewest products couple."""
         coupling: dict[tuple[int, int], list[int]] = {}
         for index, names in self._active().items():
-            for pair in combinations(sorted(set(names)), 2):
+            for pair in combinations(sorted(self._variables(names)), 2):
                 coupling.setdefault(pair, []).append(index)
         (variable, _), monomials = min(
             coupling.items(), key=lambda item: (-len(scope.intersection(item[0])), len(item[1]), item[0])
         )
         for monomial in monomials:
             names = self._monomials[monomial]
-            alone = tuple(name for name in names if name == variable)
-            rest = tuple(name for name in names if name != variable)
+            alone = tuple(name for name in names if self._problem.owners[name] == variable)
+            rest = tuple(name for name in names if self._problem.owners[name] != variable)
             self._splits.append(_Split(monomial, self._number(alone), self._number(rest)))
 
     def _number(self, names: tuple[int, ...]) -> int:
@@ -197,10 +200,11 @@ class Elimination:
 
     def _fill(self, order: list[int], scopes: list[set[int]]) -> list[_Bucket]:
         place = {variable: index for index, variable in enumerate(order)}
-        powers: list[dict[int, list[int]]] = [{} for _ in order]
+        products: list[dict[tuple[int, ...], list[int]]] = [{} for _ in order]
         for index, names in self._active().items():
-            first = min(names, key=lambda name: place[name])
-            powers[place[first]].setdefault(names.count(first), []).append(index)
+            first = min(self._variables(names), key=place.__getitem__)
+            own = tuple(name for name in names if self._problem.owners[name] == first)
+            products[place[first]].setdefault(own, []).append(index)
         sorted_scopes = [tuple(sorted(scope, key=lambda name: place[name])) for scope in scopes]
         messages: list[list[int]] = [[] for _ in order]
         for index, scope in enumerate(sorted_scopes):
@@ -209,7 +213,7 @@ class Elimination:
         return [
             _Bucket(
                 (variable, *sorted_scopes[index]),
-                tuple((power, tuple(monomials)) for power, monomials in sorted(powers[index].items())),
+                tuple((own, tuple(monomials)) for own, monomials in sorted(products[index].items())),
                 tuple(messages[index]),
             )
             for index, variable in enumerate(order)
@@ -221,20 +225,20 @@ class Elimination:
         others = bucket.scope[1:]
         result = np.ones((1,) * len(others))
         for axis, variable in enumerate(others):
-            if variable in names:
-                shape = [1] * len(others)
-                shape[axis] = -1
-                widths = self._problem.choices[variable].widths.astype(np.float64)
-                result = result * (widths ** names.count(variable)).reshape(shape)
+            for name in names:
+                if self._problem.owners[name] == variable:
+                    shape = [1] * len(others)
+                    shape[axis] = -1
+                    result = result * self._problem.tables[name].reshape(shape)
         return result
 
 
-def _greedy_order(monomials: Iterable[tuple[int, ...]], sizes: list[int]) -> tuple[list[int], list[set[int]]]:
+def _greedy_order(couplings: Iterable[set[int]], sizes: list[int]) -> tuple[list[int], list[set[int]]]:
     """An elimination order, and for each choice those that its table depends on besides."""
     neighbours: list[set[int]] = [set() for _ in sizes]
-    for names in monomials:
-        for name in names:
-            neighbours[name] |= set(names) - {name}
+    for coupled in couplings:
+        for variable in coupled:
+            neighbours[variable] |= coupled - {variable}
     order: list[int] = []
     scopes: list[set[int]] = []
     left = set(range(len(sizes)))

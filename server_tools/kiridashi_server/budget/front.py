@@ -9,7 +9,8 @@ import numpy as np
 from kiridashi.errors import InputError
 
 from kiridashi_server.budget.knapsack import solve
-from kiridashi_server.budget.problem import Choice, Polynomial, Resource, evaluate
+from kiridashi_server.budget.problem import Choice, Resource
+from kiridashi_server.graph.polynomial import Polynomial, evaluate
 
 DEFAULT_POINTS = 40
 _EVALUATIONS = 100

@@ -159,8 +159,8 @@ def _file_name(backbone: Backbone, name: str, widths: Mapping[str, int], runtime
 
 
 def _near(group: Group, share: float, multiple: int, *, odd: bool) -> int:
-    """The multiple (or odd multiple) nearest to a share of the group; groups with no room for two go one by one."""
-    step = 1 if group.kind == "head" or group.size < 2 * multiple else multiple
+    """The multiple (or odd multiple) nearest to a share of the group; heads go one by one."""
+    step = 1 if group.kind == "head" else multiple
     wanted = min(share, 1.0) * group.size / step
     if wanted >= group.size / step:
         return group.size

@@ -1,26 +1,24 @@
 """Widths to choose, and what they cost: the knapsack that a budget poses, as data.
 
 A group keeps a prefix of its units, best first, and may do so at a few widths; each width has a value. A resource is a
-polynomial in the widths with non-negative coefficients, so that it never falls when a group is widened.
+sum of products, with non-negative coefficients, of non-negative functions of one group's width each. The solver needs
+that it never falls when a group is widened: a function that does fall is replaced by the largest one below it that does
+not, so a solution may need a little more than the solver thinks.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from kiridashi.errors import InputError
 
+from kiridashi_server.graph.polynomial import Factor, Polynomial
+
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
-
-Polynomial: TypeAlias = tuple[tuple[float, tuple[str, ...]], ...]
-"""Terms: a coefficient, and the groups whose widths it is multiplied by, with repetitions."""
-
 
 _ROUNDING = 1e-12
 
@@ -56,7 +54,9 @@ class Problem:
     Attributes:
         choices: G of them.
         resources: R of them.
-        monomials: the T distinct products of widths, each as sorted choice numbers, with repetitions.
+        owners: by factor number, the number of its choice, int64 [F].
+        tables: by factor number, the factor at each of its choice's widths, float64 [F][k].
+        monomials: the T distinct products, each as sorted factor numbers, with repetitions.
         coefficients: float64 [R, T], of the resources divided by :attr:`scale`.
         constants: float64 [R], likewise.
         limits: float64 [R], likewise.
@@ -66,6 +66,8 @@ class Problem:
 
     choices: tuple[Choice, ...]
     resources: tuple[Resource, ...]
+    owners: IntArray
+    tables: tuple[FloatArray, ...]
     monomials: tuple[tuple[int, ...], ...]
     coefficients: FloatArray
     constants: FloatArray
@@ -73,7 +75,7 @@ class Problem:
     membership: FloatArray
     scale: FloatArray
     _factors: IntArray
-    _widths: FloatArray
+    _padded: FloatArray
     _values: FloatArray
 
     @classmethod
@@ -85,36 +87,37 @@ class Problem:
         """
         _check(choices, resources)
         number = {choice.group: index for index, choice in enumerate(choices)}
-        polynomials = [_by_monomial(resource, number) for resource in resources]
+        factors = sorted({factor for resource in resources for _, names in resource.terms for factor in names})
+        owners = np.array([number[factor.group] for factor in factors], dtype=np.int64)
+        tables = tuple(_rising(factor.of(choices[owner].widths)) for factor, owner in zip(factors, owners, strict=True))
+        order = {factor: index for index, factor in enumerate(factors)}
+        polynomials = [_by_monomial(resource, order) for resource in resources]
         monomials = tuple(sorted({names for terms in polynomials for names in terms if names}))
         coefficients = np.array([[terms.get(names, 0.0) for names in monomials] for terms in polynomials])
         coefficients = coefficients.reshape(len(resources), len(monomials))
         degree = max(map(len, monomials), default=1)
-        longest = max(len(choice.widths) for choice in choices)
-        pad = len(choices)  # an extra column of ones
-        factors = np.array([names + (pad,) * (degree - len(names)) for names in monomials], dtype=np.int64)
-        widths, values = np.ones((pad + 1, longest)), np.zeros((pad + 1, longest))
-        for row, choice in enumerate(choices):
-            widths[row, : len(choice.widths)] = choice.widths
-            values[row, : len(choice.widths)] = choice.values
+        pad = len(factors)  # an extra row of ones
+        places = np.array([names + (pad,) * (degree - len(names)) for names in monomials], dtype=np.int64)
+        places = places.reshape(len(monomials), degree)
         constants = np.array([terms.get((), 0.0) for terms in polynomials])
-        widest = np.array([*(choice.widths[-1] for choice in choices), 1], dtype=np.float64)
-        factors = factors.reshape(len(monomials), degree)
-        scale = coefficients @ widest[factors].prod(axis=1) + constants
+        widest = np.array([*(table[-1] for table in tables), 1.0])
+        scale = coefficients @ widest[places].prod(axis=1) + constants
         scale[scale == 0] = 1.0
         limits = np.array([resource.limit for resource in resources], dtype=np.float64)
         return cls(
             tuple(choices),
             tuple(resources),
+            owners,
+            tables,
             monomials,
             coefficients / scale[:, None],
             constants / scale,
             limits / scale + _ROUNDING,
-            _membership(monomials, len(choices)),
+            _membership(monomials, owners, len(choices)),
             scale,
-            factors,
-            widths,
-            values,
+            places,
+            _padded([*tables, np.ones(1)], 1.0),
+            _padded([choice.values for choice in choices], 0.0),
         )
 
     @property
@@ -134,17 +137,19 @@ class Problem:
 
     def products(self, solutions: IntArray) -> FloatArray:
         """The monomials at solutions [..., G], float64 [..., T]."""
-        widths = np.ones((*solutions.shape[:-1], len(self.choices) + 1))
-        widths[..., :-1] = self._widths[np.arange(len(self.choices)), solutions]
-        result: FloatArray = widths[..., self._factors].prod(axis=-1)
+        result: FloatArray = self._at(solutions)[..., self._factors].prod(axis=-1)
         return result
 
     def products_of_mean(self, solutions: IntArray, shares: FloatArray) -> FloatArray:
-        """The monomials at the mean of the widths of solutions [n, G], float64 [T]."""
-        widths = np.ones(len(self.choices) + 1)
-        widths[:-1] = shares @ self._widths[np.arange(len(self.choices)), solutions]
-        result: FloatArray = widths[self._factors].prod(axis=-1)
+        """The monomials at the mean of the factors of solutions [n, G], float64 [T]."""
+        result: FloatArray = (shares @ self._at(solutions))[self._factors].prod(axis=-1)
         return result
+
+    def _at(self, solutions: IntArray) -> FloatArray:
+        """The factors at solutions [..., G], and a one, float64 [..., F + 1]."""
+        factors = np.ones((*solutions.shape[:-1], len(self.owners) + 1))
+        factors[..., :-1] = self._padded[np.arange(len(self.owners)), solutions[..., self.owners]]
+        return factors
 
     def excess(self, solutions: IntArray) -> FloatArray:
         """How far solutions [..., G] are over each limit, in shares of :attr:`scale`, float64 [..., R]."""
@@ -161,21 +166,28 @@ class Problem:
         return {choice.group: int(choice.widths[index]) for choice, index in zip(self.choices, solution, strict=True)}
 
 
-def evaluate(terms: Polynomial, widths: Mapping[str, int]) -> float:
-    """A polynomial at the widths of its groups."""
-    return float(sum(coefficient * math.prod(map(widths.__getitem__, names)) for coefficient, names in terms))
+def _rising(table: FloatArray) -> FloatArray:
+    """The largest table below this one that never falls."""
+    return np.minimum.accumulate(table[::-1])[::-1]
 
 
-def _membership(monomials: Sequence[tuple[int, ...]], choices: int) -> FloatArray:
-    return np.array([[float(choice in names) for names in monomials] for choice in range(choices)]).reshape(
-        choices, len(monomials)
-    )
+def _padded(rows: Sequence[FloatArray], value: float) -> FloatArray:
+    """Rows of different lengths as one array."""
+    result = np.full((len(rows), max(map(len, rows), default=1)), value)
+    for row, values in zip(result, rows, strict=True):
+        row[: len(values)] = values
+    return result
 
 
-def _by_monomial(resource: Resource, number: dict[str, int]) -> dict[tuple[int, ...], float]:
+def _membership(monomials: Sequence[tuple[int, ...]], owners: IntArray, choices: int) -> FloatArray:
+    rows = [[float(choice in owners[list(names)]) for names in monomials] for choice in range(choices)]
+    return np.array(rows).reshape(choices, len(monomials))
+
+
+def _by_monomial(resource: Resource, order: Mapping[Factor, int]) -> dict[tuple[int, ...], float]:
     terms: dict[tuple[int, ...], float] = {}
     for coefficient, names in resource.terms:
-        key = tuple(sorted(number[name] for name in names))
+        key = tuple(sorted(order[name] for name in names))
         terms[key] = terms.get(key, 0.0) + coefficient
     return terms
 
@@ -191,7 +203,7 @@ def _check(choices: Sequence[Choice], resources: Sequence[Resource]) -> None:
         if (np.diff(widths) <= 0).any() or (np.diff(values) < 0).any():
             raise InputError(f"the widths of '{choice.group}' must rise, and their values must not fall")
     for resource in resources:
-        unknown = {name for _, names in resource.terms for name in names} - set(groups)
+        unknown = {factor.group for _, names in resource.terms for factor in names} - set(groups)
         if unknown:
             raise InputError(f"'{resource.name}' depends on '{min(unknown)}', which has no widths to choose from")
         if any(not 0 <= coefficient < np.inf for coefficient, _ in resource.terms) or not np.isfinite(resource.limit):

@@ -14,7 +14,8 @@ those of points that were left out of the fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import inf, log
 from typing import Literal
 
 import msgspec
@@ -22,9 +23,11 @@ import numpy as np
 import numpy.typing as npt
 from kiridashi.budget import Limit, Measurement
 from kiridashi.errors import InputError
-from kiridashi.probes import ProbeReport, ProbeSet
+from kiridashi.manifest import RuntimeName
+from kiridashi.probes import ProbeReport, ProbeSet, Timing
 from scipy.optimize import nnls
 
+from kiridashi_server.graph.quantities import Quantities
 from kiridashi_server.graph.workload import Workload
 
 FloatArray = npt.NDArray[np.float64]
@@ -42,15 +45,16 @@ class ProfilePoint(msgspec.Struct, frozen=True):
     Attributes:
         widths: units kept by group.
         quiet_ms: of one prediction without disturbance.
-        p95_ms: wall time, 95th percentile, alone in a process.
+        latency_p50_ms, latency_p95_ms: wall time, percentiles, alone in a process.
         memory_bytes, file_bytes: peak resident set of that process, and size of the model file.
-        noise: how far the halves of the measurement are apart, relative.
+        noise: how far the halves of the measurement are apart, relative, after what all graphs have in common.
         multiple: of a probe for the channel multiple, what its widths are odd multiples of; else 0.
     """
 
     widths: dict[str, int]
     quiet_ms: float
-    p95_ms: float
+    latency_p50_ms: float
+    latency_p95_ms: float
     memory_bytes: int
     file_bytes: int
     noise: float = 0.0
@@ -70,8 +74,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         device_class, hardware: what was measured.
-        runtime, threads: library and version that ran the cuts, and threads inside one prediction.
-        backbone_fingerprint, layout_digest: what was cut.
+        runtime_name, runtime, threads: what ran the cuts, its library and version, threads inside one prediction.
+        backbone_fingerprint, layout_digest, macs: what was cut, and its multiply-accumulates, which tell input sizes
+            apart.
         points: the measured cuts.
         block: of channels, that the kernels are taken to work on.
         multiple: channel multiple, at which widths are kept: the block, or less where a cut at less was as fast.
@@ -79,16 +84,19 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         cliffs: for smaller multiples, measured over predicted time of a cut whose widths are odd multiples of it.
         memory, file, latency: prices by what is paid for, in bytes and (undisturbed) milliseconds.
         tail: 95th percentile of wall time over undisturbed time, the median of the points' ratios.
-        noise: the median over points of how far two halves of a measurement are apart, relative.
-        error: for every limit, the 90th percentile of the relative error of points left out of the fit.
+        noise: the median over points of :attr:`ProfilePoint.noise`.
+        error: for every limit, the 90th percentile of the relative error of points left out of the fit; for latency
+            that of undisturbed time.
     """
 
     device_class: str
     hardware: Literal["real", "emulated"]
+    runtime_name: RuntimeName
     runtime: str
     threads: int
     backbone_fingerprint: str
     layout_digest: str
+    macs: int
     points: tuple[ProfilePoint, ...]
     block: int
     multiple: int
@@ -120,19 +128,6 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         return self.points[0]
 
 
-class Quantities(msgspec.Struct, frozen=True):
-    """How a backbone's cuts are counted.
-
-    Attributes:
-        parameters, activations: numbers after a cut that keeps these widths.
-        workload: kinds of work for kernels that work on blocks of that many channels.
-    """
-
-    parameters: Callable[[Mapping[str, int]], float]
-    activations: Callable[[Mapping[str, int]], float]
-    workload: Callable[[int], Workload]
-
-
 def points_of(probes: ProbeSet, report: ProbeReport) -> tuple[ProfilePoint, ...]:
     """What was measured of each graph, the dense model first.
 
@@ -153,25 +148,31 @@ def points_of(probes: ProbeSet, report: ProbeReport) -> tuple[ProfilePoint, ...]
             why=f"{len(missing)} of {len(probes.graphs)} graphs were not measured" if missing else "it says so",
             next_step="run kiridashi-agent measure --profile again: it goes on where it stopped",
         )
+    _check(timings.values())
+    common = float(np.median([log(timing.halves_ms[0] / timing.halves_ms[1]) for timing in timings.values()]))
     points = []
     for graph in probes.graphs:
         timing = timings[graph.artifact.name]
-        numbers = (timing.quiet_ms, *timing.halves_ms, timing.p95_ms, timing.memory_bytes)
-        if not all(np.isfinite(number) and number > 0 for number in numbers):
-            raise InputError(f"the report's values of {graph.artifact.name} are no measurement", why=f"{numbers}")
-        first, second = timing.halves_ms
         points.append(
             ProfilePoint(
                 widths=graph.widths,
                 quiet_ms=timing.quiet_ms,
-                p95_ms=timing.p95_ms,
+                latency_p50_ms=timing.p50_ms,
+                latency_p95_ms=timing.p95_ms,
                 memory_bytes=timing.memory_bytes,
                 file_bytes=graph.artifact.bytes,
-                noise=2 * abs(first - second) / (first + second),
+                noise=abs(log(timing.halves_ms[0] / timing.halves_ms[1]) - common),
                 multiple=graph.multiple,
             )
         )
     return tuple(points)
+
+
+def _check(timings: Iterable[Timing]) -> None:
+    for timing in timings:
+        numbers = (timing.quiet_ms, *timing.halves_ms, timing.p50_ms, timing.p95_ms, float(timing.memory_bytes))
+        if not all(0 < number < inf for number in numbers):
+            raise InputError(f"the report's values of {timing.name} are no measurement", why=f"{numbers}")
 
 
 def fit_profile(probes: ProbeSet, report: ProbeReport, quantities: Quantities) -> Profile:
@@ -183,9 +184,14 @@ def fit_profile(probes: ProbeSet, report: ProbeReport, quantities: Quantities) -
         quantities: of the backbone that the probes are cuts of.
 
     Raises:
-        InputError: as :func:`points_of`, or there are fewer than three cuts of different sizes.
+        InputError: as :func:`points_of`, the probes are of another backbone, or there are fewer than three cuts of different sizes.
     """
     points = points_of(probes, report)
+    if probes.layout_digest != quantities.layout.digest:
+        raise InputError(
+            f"the probe set '{probes.name}' is of another backbone than the one it is fitted for",
+            next_step="name the backbone and the image size that the probe set was made with",
+        )
     cuts = [point for point in points if not point.multiple]
     if len({point.file_bytes for point in cuts}) < _LEAST_POINTS:
         raise InputError(
@@ -194,8 +200,8 @@ def fit_profile(probes: ProbeSet, report: ProbeReport, quantities: Quantities) -
             next_step="make a larger probe set: kiridashi profile make --cuts 24",
         )
     ones = {FIXED: np.ones(len(cuts))}
-    parameters = np.array([quantities.parameters(point.widths) for point in cuts], dtype=np.float64)
-    activations = np.array([quantities.activations(point.widths) for point in cuts], dtype=np.float64)
+    parameters = np.array([quantities.costs.parameters(point.widths) for point in cuts], dtype=np.float64)
+    activations = np.array([quantities.alive(point.widths) for point in cuts], dtype=np.float64)
     quiet = np.array([point.quiet_ms for point in cuts])
     file = _Fit.of({**ones, "parameters": parameters}, np.array([float(point.file_bytes) for point in cuts]))
     memory = _Fit.of(
@@ -210,14 +216,16 @@ def fit_profile(probes: ProbeSet, report: ProbeReport, quantities: Quantities) -
         for point in points
         if point.multiple
     }
-    tails = np.array([point.p95_ms / point.quiet_ms for point in cuts])
+    tails = np.array([point.latency_p95_ms / point.quiet_ms for point in cuts])
     return Profile(
         device_class=report.device_class,
         hardware=report.hardware,
+        runtime_name=probes.runtime,
         runtime=report.runtime,
         threads=report.threads,
         backbone_fingerprint=probes.backbone_fingerprint,
         layout_digest=probes.layout_digest,
+        macs=quantities.costs.macs({}),
         points=points,
         block=block,
         multiple=_multiple(block, cliffs),

@@ -13,13 +13,15 @@ from kiridashi.errors import BudgetError
 from kiridashi_server.amp.scores import ScoreMap
 from kiridashi_server.budget.candidates import candidates
 from kiridashi_server.budget.knapsack import solve
-from kiridashi_server.budget.problem import Resource, evaluate
+from kiridashi_server.budget.problem import Resource
 from kiridashi_server.budget.profile import Forecast, Profile
-from kiridashi_server.budget.requirements import LIMITS, counted, requirements
+from kiridashi_server.budget.requirements import LIMITS, Requirements
 from kiridashi_server.compose.selection import DEFAULT_FLOOR, DEFAULT_MULTIPLE
 from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.graph.layout import Layout
 from kiridashi_server.graph.plan import Plan
+from kiridashi_server.graph.polynomial import counted
+from kiridashi_server.graph.quantities import Quantities
 
 _LARGEST_MARGIN = 0.10
 _ROUNDING = 1e-9
@@ -50,13 +52,7 @@ class Solution:
 
 
 def plan_cut(
-    layout: Layout,
-    costs: CostModel,
-    scores: ScoreMap,
-    budget: Budget,
-    profile: Profile,
-    *,
-    floor: float = DEFAULT_FLOOR,
+    quantities: Quantities, scores: ScoreMap, budget: Budget, profile: Profile, *, floor: float = DEFAULT_FLOOR
 ) -> Solution:
     """Solve a budget into a plan.
 
@@ -66,18 +62,18 @@ def plan_cut(
 
     Raises:
         BudgetError: even the smallest cut breaks a limit; names the binding limits and the nearest feasible budget.
-        InputError: see :func:`.candidates.candidates`.
+        InputError: the profile is of another backbone, or see :func:`.candidates.candidates`.
     """
-    options = candidates(layout, scores, multiple=profile.channel_multiple, floor=floor)
-    needs, limits = requirements(profile, costs), _limits(budget)
-    margins = {name: 1 - min(error, _LARGEST_MARGIN) for name, error in zip(LIMITS, profile.error, strict=True)}
-
-    def expected(name: Limit, widths: Mapping[str, int]) -> float:
-        return max(evaluate(terms, widths) for terms in needs[name])
+    layout, costs = quantities.layout, quantities.costs
+    options = candidates(layout, scores, multiple=profile.multiple, floor=floor)
+    requirements, limits = Requirements.of(profile, quantities), _limits(budget)
+    margins = {name: 1 - min(profile.error[name], _LARGEST_MARGIN) for name in LIMITS}
+    expected = requirements.expected
 
     narrowed = {name: limit * margins[name] * (1 - _ROUNDING) for name, limit in limits.items()}
     optimum = solve(
-        options.choices, [Resource(name, terms, limit) for name, limit in narrowed.items() for terms in needs[name]]
+        options.choices,
+        [Resource(name, terms, limit) for name, limit in narrowed.items() for terms in requirements.needs[name]],
     )
     if optimum is None:
         smallest = {name: expected(name, options.narrowest) for name in limits}
@@ -89,7 +85,7 @@ def plan_cut(
         plan=options.plan(widths),
         parameters=costs.parameters(widths),
         macs=costs.macs(widths),
-        forecast=Forecast(expected("memory", widths), expected("file", widths), expected("latency", widths)),
+        forecast=requirements.forecast(widths),
         used={name: expected(name, widths) / limit for name, limit in limits.items()},
         binding=_fullest(filled) if optimum.binding else None,
         importance=optimum.value / options.total,

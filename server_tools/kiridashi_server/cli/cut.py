@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
 
 def _outcome(run: CutRun) -> Outcome:
     exported, planned = run.exported, run.planned
-    dense = max(run.profile.points, key=lambda point: point.parameters)
+    parameters_dense = run.request.backbone.costs.parameters({})
     data = {
         "bundle": str(run.bundle),
         "budget": msgspec.to_builtins(run.budget),
@@ -90,14 +90,14 @@ def _outcome(run: CutRun) -> Outcome:
         "importance": planned.importance,
         "gap": planned.gap,
         "parameters": planned.parameters,
-        "parameters_dense": dense.parameters,
+        "parameters_dense": parameters_dense,
         "explanation": run.composed.explanation,
         "files": msgspec.to_builtins(exported.files),
         "dropped": list(exported.dropped),
     }
     measured, best = planned.measured, planned.importance * (1 + planned.gap)
     text = (
-        f"{planned.parameters:,} of {dense.parameters:,} parameters stay; binding limit: {planned.binding}\n"
+        f"{planned.parameters:,} of {parameters_dense:,} parameters stay; binding limit: {planned.binding}\n"
         f"{planned.importance:.2%} of the importance stays, {best:.2%} at most could\n"
         f"measured: {measured.memory_bytes / MIB:.1f} MiB, {measured.file_bytes / MIB:.2f} MiB file, "
         f"p95 {measured.latency_p95_ms:.3g} ms; budget {run.budget}\n"

@@ -15,9 +15,9 @@ from kiridashi_server.cli.profile_source import PROFILE_HELP, read_profile
 from kiridashi_server.cli.task_source import TASK_HELP, few_samples, read_task
 
 if TYPE_CHECKING:
-    from kiridashi_server.budget.problem import Polynomial
     from kiridashi_server.budget.profile import Profile
-    from kiridashi_server.graph.cost import CostModel
+    from kiridashi_server.graph.polynomial import Polynomial
+    from kiridashi_server.graph.quantities import Quantities
 
 _PARAMETERS = "parameters"
 _SIZES = (_PARAMETERS, *get_args(Limit))
@@ -68,9 +68,9 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     with Bank.open(arguments.bank, create=False) as bank:
         records = bank.list()
     _, mix = compose_scores(backbone, records, samples, len(task.labels), arguments.seed)
-    multiple = profile.channel_multiple if profile else DEFAULT_MULTIPLE
+    multiple = profile.multiple if profile else DEFAULT_MULTIPLE
     options = candidates(backbone.layout, mix.scores, multiple=multiple)
-    found = front(options.choices, _needs(arguments.size, profile, backbone.costs), points=arguments.points)
+    found = front(options.choices, _needs(arguments.size, profile, backbone.quantities), points=arguments.points)
     rows = [
         {
             "size": point.cost,
@@ -91,12 +91,13 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     return Outcome(data, "\n".join([f"{unit}, importance kept", *lines]))
 
 
-def _needs(size: str, profile: Profile | None, costs: CostModel) -> tuple[Polynomial, ...]:
-    from kiridashi_server.budget.requirements import counted, requirements
+def _needs(size: str, profile: Profile | None, quantities: Quantities) -> tuple[Polynomial, ...]:
+    from kiridashi_server.budget.requirements import Requirements
+    from kiridashi_server.graph.polynomial import counted
 
     if size == _PARAMETERS or profile is None:
-        return (counted(costs.parameter_terms),)
-    return requirements(profile, costs)[cast(Limit, size)]
+        return (counted(quantities.costs.parameter_terms),)
+    return Requirements.of(profile, quantities).needs[cast(Limit, size)]
 
 
 COMMANDS = (Command("front", "show how much importance every size can keep", _configure, _run),)

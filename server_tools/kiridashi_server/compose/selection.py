@@ -16,7 +16,9 @@ DEFAULT_FLOOR = 0.05
 
 
 def steps_for(scores: ScoreMap, layout: Layout, multiple: int = DEFAULT_MULTIPLE) -> dict[str, int]:
-    """In what steps each scored group may be narrowed: the multiple, or one by one for heads and small groups.
+    """In what steps each scored group may be narrowed: the multiple, and heads one by one.
+
+    A group with no more units than the multiple stays whole: fewer would not be faster.
 
     Raises:
         InputError: scores do not fit the layout, or the multiple is below 1.
@@ -24,11 +26,7 @@ def steps_for(scores: ScoreMap, layout: Layout, multiple: int = DEFAULT_MULTIPLE
     if multiple < 1:
         raise InputError(f"the channel multiple is at least 1, got {multiple}")
     check_scores(scores, layout.sizes)
-    return {
-        group.name: 1 if group.kind == "head" or group.size < 2 * multiple else multiple
-        for group in layout.groups
-        if group.name in scores
-    }
+    return {group.name: 1 if group.kind == "head" else multiple for group in layout.groups if group.name in scores}
 
 
 def select(
@@ -50,7 +48,7 @@ def select(
         layout: the backbone's.
         costs: its cost model.
         keep_parameters: an int counts parameters of the feature extractor; a float is a share of the dense one's.
-        multiple: widths are multiples of this; attention heads go one by one, and so do groups below twice of it.
+        multiple: widths are multiples of this; attention heads go one by one.
         floor: the least share of each group that stays.
 
     Raises:

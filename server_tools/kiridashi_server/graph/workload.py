@@ -11,41 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor, fx
 
 from kiridashi_server.graph.activations import VIEWS
 from kiridashi_server.graph.dims import Atom, Dim, Dims, resolve
+from kiridashi_server.graph.polynomial import Factor, Polynomial, Shape, evaluate, shaped
 from kiridashi_server.graph.program import operator_name
 from kiridashi_server.graph.rules import BATCH, Work
 from kiridashi_server.graph.tracker import Tracking
 
-Shape: TypeAlias = Literal["count", "filled", "ragged", "odd"]
-
-
-class Factor(NamedTuple):
-    """A function of a group's unit count ``n``, through the width ``w = scale * n`` that it gives a dimension.
-
-    ``count``: w. ``filled``: w rounded up to a multiple of the block. ``ragged``: w if it is no multiple of the block,
-    else 0. ``odd``: 1 if it is none, else 0.
-    """
-
-    group: str
-    scale: int = 1
-    shape: Shape = "count"
-
-    def of(self, counts: npt.NDArray[np.int64], block: int) -> npt.NDArray[np.float64]:
-        """The function's values at ``counts``, float64 of the same shape."""
-        return _shaped(counts * self.scale, self.shape, block)
-
-
-Product: TypeAlias = tuple[float, tuple[Factor, ...]]
-"""A coefficient and the factors it is multiplied by."""
-
-Polynomial: TypeAlias = tuple[Product, ...]
 _Sum: TypeAlias = dict[tuple[Factor, ...], float]
 
 _SLOW = frozenset({"gelu", "silu", "sigmoid", "tanh", "softmax", "_softmax", "exp", "hardswish", "hardsigmoid", "elu"})
@@ -76,20 +53,7 @@ class Workload:
     def at(self, widths: Mapping[str, int]) -> dict[str, float]:
         """How much there is of each kind after a cut that keeps ``widths`` units; groups left out are whole."""
         counts = {**self.sizes, **widths}
-        return {kind: evaluate(terms, counts, self.block) for kind, terms in self.kinds.items()}
-
-
-def evaluate(terms: Polynomial, counts: Mapping[str, int], block: int) -> float:
-    """The value of a polynomial at the unit counts."""
-    factors = {factor for _, names in terms for factor in names}
-    known = {factor: float(factor.of(np.array(counts[factor.group]), block)) for factor in factors}
-    total = 0.0
-    for coefficient, names in terms:
-        value = coefficient
-        for factor in names:
-            value *= known[factor]
-        total += value
-    return total
+        return {kind: evaluate(terms, counts) for kind, terms in self.kinds.items()}
 
 
 class _Counter:
@@ -158,11 +122,11 @@ class _Counter:
         for atom in rest:
             scale *= atom.size // BATCH if atom.size % BATCH == 0 else atom.size
         if not groups:
-            value = float(_shaped(np.array(scale), shape, self._block))
+            value = float(shaped(np.array(scale), shape, self._block))
             return {(): value} if value else {}
         if shape == "count":
             return {(Factor(groups[0]),): float(scale)}
-        return {(Factor(groups[0], scale, shape),): 1.0}
+        return {(Factor(groups[0], scale, shape, self._block),): 1.0}
 
     def _product(self, atoms: Iterable[Atom]) -> _Sum:
         """A product of several groups, which fills blocks or not as one: taken as it is."""
@@ -177,17 +141,6 @@ class _Counter:
 def _positions(dims: Dims, work: Work) -> list[Dim]:
     """The dimensions of a result without its channels."""
     return [dim for dim in dims if resolve(dim) != resolve(work.outer)]
-
-
-def _shaped(widths: npt.NDArray[np.int64], shape: Shape, block: int) -> npt.NDArray[np.float64]:
-    if shape == "filled":
-        return np.asarray(-(-widths // block) * block, dtype=np.float64)
-    whole = widths % block == 0
-    if shape == "ragged":
-        return np.where(whole, 0, widths).astype(np.float64)
-    if shape == "odd":
-        return np.where(whole, 0.0, 1.0)
-    return np.asarray(widths, dtype=np.float64)
 
 
 def _times(left: _Sum, right: _Sum) -> _Sum:

@@ -15,7 +15,9 @@ from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.quickstart.comparison import OWN, Compared
 from kiridashi_server.quickstart.delivery import RECALL_POLICY, Delivered
 from kiridashi_server.quickstart.prediction import Predicted
+from kiridashi_server.budget.profile import ProfilePoint
 from kiridashi_server.report.schema import (
+    DenseEntry,
     BackboneEntry,
     BankEntry,
     DeliveryEntry,
@@ -74,13 +76,17 @@ def build_report(found: Findings) -> Report:
         dropped=cut.exported.dropped,
         budget=cut.budget,
         measured=_measured_entry(found),
-        dense=cut.dense,
+        dense=_dense_entry(cut.profile.dense),
         device=_device_entry(found),
         delivery=_delivery_entry(found),
         stages=tuple(StageEntry(one.name, one.seconds, one.reused) for one in cut.workspace.times),
         predictions=found.predicted.predictions,
         notes=tuple(_notes(found)),
     )
+
+
+def _dense_entry(dense: ProfilePoint) -> DenseEntry:
+    return DenseEntry(dense.memory_bytes, dense.file_bytes, dense.latency_p50_ms, dense.latency_p95_ms)
 
 
 def _bank_entry(record: Record) -> BankEntry:
@@ -182,7 +188,7 @@ def _notes(found: Findings) -> list[str]:
             "The one-shot cut is the uniform bank's cut: similarity decided that the bank may be used, and its weights "
             "are equal, because tilting them has not yet shown that it helps."
         )
-    if too_busy(found.cut.dense):
+    if too_busy(found.cut.profile.dense):
         notes.append(
             "Other work disturbed the measurements: the dense model's p95 is more than three times its median. "
             "Latencies of this run say little about the models; run it again on a quiet machine."

@@ -81,6 +81,15 @@ class ArtifactEntry(msgspec.Struct, frozen=True):
     top1_agreement: float | None
 
 
+class DenseEntry(msgspec.Struct, frozen=True):
+    """What the dense model was measured to need when the device was profiled."""
+
+    memory_bytes: int
+    file_bytes: int
+    latency_p50_ms: float
+    latency_p95_ms: float
+
+
 class MeasuredEntry(Measurement, frozen=True, kw_only=True):
     """The measurement that decided, with its verdict."""
 
@@ -162,7 +171,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     dropped: tuple[str, ...]
     budget: Budget
     measured: MeasuredEntry
-    dense: Measurement
+    dense: DenseEntry
     device: DeviceEntry
     delivery: DeliveryEntry
     stages: tuple[StageEntry, ...]
