@@ -67,14 +67,14 @@ def candidates(
         floor: the least share of each group that stays.
 
     Raises:
-        InputError: scores do not fit the layout or are below zero, or the multiple or the floor is out of range.
+        InputError: scores do not fit the layout, are below zero or all zero, or multiple or floor is out of range.
     """
     steps = steps_for(scores, layout, multiple)
     negative = [name for name, values in scores.items() if values.min() < 0]
     if negative:
-        raise InputError(
-            f"the scores of '{negative[0]}' are below zero", why="a unit cannot be worth less than nothing"
-        )
+        raise InputError(f"the scores of '{negative[0]}' are below zero", why="no unit is worth less than nothing")
+    if not any(values.any() for values in scores.values()):
+        raise InputError("all scores are zero", next_step="learn them again: kiridashi bank learn")
     orders, choices = {}, []
     for name, size in layout.sizes.items():
         if name in scores:

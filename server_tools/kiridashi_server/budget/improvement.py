@@ -33,19 +33,22 @@ def exchanged(problem: Problem, solution: IntArray, prices: FloatArray) -> IntAr
     The arguments are those of :func:`widened`.
     """
     current = widened(problem, solution, prices)
-    groups = len(current)
-    narrower, wider = np.divmod(np.arange(groups * groups), groups)
-    changes = np.zeros((groups * groups, groups), dtype=np.int64)
-    changes[np.arange(groups * groups), narrower] -= 1
-    changes[np.arange(groups * groups), wider] += 1
-    changes = changes[narrower != wider]
-    while True:
-        candidates = current + changes
-        allowed = (candidates >= 0).all(axis=1) & (candidates <= problem.widest).all(axis=1)
-        candidates = candidates[allowed]
-        gains = problem.value(candidates) - problem.value(current)
-        better = candidates[gains > 1e-12 * abs(float(problem.value(current)))]
-        better = better[problem.fits(better)]
-        if not len(better):
-            return current
-        current = widened(problem, better[int(problem.value(better).argmax())], prices)
+    tried = 0
+    while tried < len(current):
+        for group in range(len(current)):
+            better = _exchanged_for(problem, current, group)
+            tried = tried + 1 if better is None else 0
+            current = current if better is None else widened(problem, better, prices)
+    return current
+
+
+def _exchanged_for(problem: Problem, current: IntArray, group: int) -> IntArray | None:
+    """The best solution that fits and is worth more, with one step less of ``group`` and one step more of another."""
+    if current[group] == 0:
+        return None
+    candidates = current + np.eye(len(current), dtype=np.int64)[current < problem.widest]
+    candidates[:, group] -= 1
+    values = problem.value(candidates)
+    worth = values > problem.value(current) * (1 + 1e-12)
+    worth[worth] = problem.fits(candidates[worth])
+    return candidates[worth][int(values[worth].argmax())] if worth.any() else None

@@ -33,7 +33,7 @@ class Optimum:
         widths: by group.
         value: what they are worth.
         bound: no widths that keep the limits are worth more.
-        gap: ``(bound - value) / value``.
+        gap: ``(bound - value) / value``; infinite where only the bound is above zero.
         prices: by resource, in order: value that one more unit of the limit would add, as the relaxation sees it.
         binding: names of the resources with a price; of the fullest one where all that fits is taken and no price is
             left; empty when every group is at its widest.
@@ -68,7 +68,7 @@ def solve(
         The widths, the same for the same arguments; ``None`` if not even the smallest widths keep the limits.
 
     Raises:
-        InputError: see :meth:`.problem.Problem.of`.
+        InputError: widths or values out of order, a coefficient below zero, or a resource of unknown groups.
     """
     problem = Problem.of(choices, resources)
     if not problem.fits(problem.narrowest):
@@ -181,7 +181,7 @@ def _optimum(problem: Problem, solution: IntArray, bound: float, prices: FloatAr
         widths=problem.widths(solution),
         value=value,
         bound=bound,
-        gap=(bound - value) / value if value > 0 else 0.0,
+        gap=(bound - value) / value if value > 0 else (np.inf if bound > value else 0.0),
         prices=tuple((prices / problem.scale).tolist()),
         binding=tuple(dict.fromkeys(names)),
     )
