@@ -45,13 +45,13 @@ class ProbeSettings:
     Attributes:
         runtime: which is to run the files.
         cuts: whole cuts, the dense model included; at least 3.
-        cliffs: channel multiples to try below the usual ones: one cut with odd multiples of each.
+        cliffs: numbers of channels to try as multiples: one cut with odd multiples of each.
         seed: of the random widths.
     """
 
     runtime: RuntimeName = "onnxruntime"
     cuts: int = 24
-    cliffs: tuple[int, ...] = (2, 4)
+    cliffs: tuple[int, ...] = (2, 4, 8)
     seed: int = 0
 
 

@@ -28,7 +28,7 @@ from kiridashi.probes import ProbeReport, ProbeSet, Timing
 from scipy.optimize import nnls
 
 from kiridashi_server.graph.quantities import Quantities
-from kiridashi_server.graph.workload import Workload
+from kiridashi_server.graph.workload import RAGGED, Workload
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -36,7 +36,7 @@ BLOCKS = (8, 16, 32)
 FIXED = "fixed"
 _LEAST_POINTS = 3
 _PERCENTILE = 90
-_CLIFF = 1.15
+_CLIFF = 1.05
 
 
 class ProfilePoint(msgspec.Struct, frozen=True):
@@ -81,7 +81,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         block: of channels, that the kernels are taken to work on.
         multiple: channel multiple, at which widths are kept: the block, or less where a cut at less was as fast.
         block_errors: median relative error, left out, of the latency model for each block that was tried.
-        cliffs: for smaller multiples, measured over predicted time of a cut whose widths are odd multiples of it.
+        cliffs: by number, the time of a cut whose widths are odd multiples of it, over what so much work takes in
+            whole blocks.
         memory, file, latency: prices by what is paid for, in bytes and (undisturbed) milliseconds.
         tail: 95th percentile of wall time over undisturbed time, the median of the points' ratios.
         noise: the median over points of :attr:`ProfilePoint.noise`.
@@ -184,7 +185,8 @@ def fit_profile(probes: ProbeSet, report: ProbeReport, quantities: Quantities) -
         quantities: of the backbone that the probes are cuts of.
 
     Raises:
-        InputError: as :func:`points_of`, the probes are of another backbone, or there are fewer than three cuts of different sizes.
+        InputError: as :func:`points_of`, the probes are of another backbone, or there are fewer than three cuts of
+            different sizes.
     """
     points = points_of(probes, report)
     if probes.layout_digest != quantities.layout.digest:
@@ -211,8 +213,9 @@ def fit_profile(probes: ProbeSet, report: ProbeReport, quantities: Quantities) -
     fits = {block: _fit_latency(quantities.workload(block), cuts, quiet) for block in BLOCKS}
     block = min(fits, key=lambda size: float(np.mean(fits[size].errors ** 2)))
     latency = fits[block]
+    whole = {kind: value for kind, value in latency.prices.items() if kind not in RAGGED}
     cliffs = {
-        point.multiple: point.quiet_ms / price(latency.prices, quantities.workload(block).at(point.widths))
+        point.multiple: point.quiet_ms / price(whole, quantities.workload(block).at(point.widths))
         for point in points
         if point.multiple
     }
@@ -252,7 +255,7 @@ def _fit_latency(workload: Workload, points: Sequence[ProfilePoint], quiet: Floa
 
 
 def _multiple(block: int, cliffs: Mapping[int, float]) -> int:
-    """The block, or a smaller multiple if cuts at odd multiples of it and of all between run as they should."""
+    """The block, or a smaller multiple if cuts at odd multiples of it and of all between were as fast."""
     multiple = block
     for smaller in sorted((size for size in cliffs if size < block), reverse=True):
         if cliffs[smaller] > _CLIFF:

@@ -1,4 +1,4 @@
-"""``kiridashi profile``: what device classes measured of themselves, asked for over MQTT."""
+"""``kiridashi profile``: what device classes measured of themselves, by hand or asked for over MQTT."""
 
 from __future__ import annotations
 
@@ -9,14 +9,92 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from kiridashi.artifacts import write_atomic
+from kiridashi.budget import MIB
 from kiridashi.command import Command, Outcome
 from kiridashi.errors import InputError
-from kiridashi.probes import MAX_SECONDS, MAX_THREADS
+from kiridashi.probes import MAX_SECONDS, MAX_THREADS, decode_probe_report
+from kiridashi.runtime import RUNTIMES
 
 from kiridashi_server.cli.plant_state import add_state_argument, opened_server
 
 if TYPE_CHECKING:
+    from kiridashi_server.budget.profile import Profile as FittedProfile
     from kiridashi_server.fleet.records import Device, Profile, ProfileRequest
+
+
+def _add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="the backbone to cut")
+    parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="side of the input (default 64)")
+
+
+def _configure_make(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the probe set")
+    parser.add_argument("--runtime", choices=sorted(RUNTIMES), default="onnxruntime", help="what is to run the cuts")
+    parser.add_argument("--cuts", type=int, default=24, metavar="N", help="how many cuts (default 24)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random widths")
+    _add_backbone_arguments(parser)
+
+
+def _make(arguments: argparse.Namespace) -> Outcome:
+    import torch  # takes seconds
+
+    from kiridashi_server.backbone import Backbone
+    from kiridashi_server.budget.probes import ProbeSettings, make_probe_set
+    from kiridashi_server.narrator import Narrator
+
+    torch.set_num_threads(1)
+    backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
+    settings = ProbeSettings(runtime=arguments.runtime, cuts=arguments.cuts, seed=arguments.seed)
+    with Narrator(("cuts",)).bar("cuts") as progress:
+        probes = make_probe_set(backbone, arguments.output, settings, progress=progress)
+    size = sum(graph.artifact.bytes for graph in probes.graphs)
+    text = (
+        f"the probe set '{probes.name}' ({probes.digest[:16]}): {len(probes.graphs)} graphs, {size / MIB:.1f} MiB\n"
+        f"  next: copy it to the device; there: kiridashi-agent measure --profile {arguments.output} -o REPORT.json\n"
+        f"  or over the air: kiridashi profile publish {arguments.output}"
+    )
+    return Outcome({"name": probes.name, "digest": probes.digest, "graphs": len(probes.graphs), "bytes": size}, text)
+
+
+def _configure_fit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("report", type=Path, metavar="REPORT", help="what the device measured")
+    parser.add_argument("--probes", type=Path, required=True, metavar="DIR", help="the probe set that it measured")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="write the profile there")
+    _add_backbone_arguments(parser)
+
+
+def _fit(arguments: argparse.Namespace) -> Outcome:
+    try:
+        report = decode_probe_report(arguments.report.read_bytes(), str(arguments.report))
+    except OSError as error:
+        raise InputError(f"{arguments.report} cannot be read", why=str(error)) from error
+    from kiridashi_server.backbone import Backbone
+    from kiridashi_server.budget.probes import read_probe_set
+    from kiridashi_server.budget.profile import fit_profile
+
+    backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
+    profile = fit_profile(read_probe_set(arguments.probes), report, backbone.quantities)
+    write_atomic(arguments.output, msgspec.json.format(msgspec.json.encode(profile)) + b"\n")
+    return Outcome(msgspec.to_builtins(profile), _fitted(profile, arguments.output))
+
+
+def _fitted(profile: FittedProfile, path: Path) -> str:
+    dense, missed = profile.dense, profile.error
+    found = sorted(profile.cliffs.items())
+    cliffs = [f"odd multiples of {size} take {ratio:.2f} times as long" for size, ratio in found]
+    return "\n".join(
+        (
+            f"{profile.device_class}: {profile.runtime}, {profile.threads} thread(s), {profile.hardware} hardware, "
+            f"{len(profile.points)} cuts",
+            f"dense: p95 {dense.latency_p95_ms:.3g} ms, undisturbed {dense.quiet_ms:.3g} ms, "
+            f"{dense.memory_bytes / MIB:.1f} MiB of memory",
+            "; ".join([f"channel multiple {profile.multiple}", *cliffs]),
+            f"nine of ten cuts left out of the fit were met within {missed['latency']:.1%} in latency, "
+            f"{missed['memory']:.1%} in memory, {missed['file']:.1%} in file size",
+            f"halves of a measurement differ by {profile.noise:.1%}; p95 is {profile.tail:.2f} of undisturbed time",
+            f"  next: kiridashi cut --profile {path} ...",
+        )
+    )
 
 
 def _configure_publish(parser: argparse.ArgumentParser) -> None:
@@ -175,6 +253,8 @@ def _describe(profile: Profile) -> str:
 
 
 COMMANDS = (
+    Command("profile make", "make a probe set: cuts of a backbone for a device to measure", _configure_make, _make),
+    Command("profile fit", "fit a device's profile to its report", _configure_fit, _fit),
     Command("profile publish", "sign a probe set, so that devices can be asked for it", _configure_publish, _publish),
     Command("profile request", "ask devices to measure a probe set", _configure_request, _request),
     Command("profile list", "show probe sets, who was asked, and what came back", add_state_argument, _list),

@@ -39,7 +39,7 @@ def shaped(widths: npt.NDArray[np.int64], shape: Shape, block: int) -> npt.NDArr
     if shape == "ragged":
         return np.where(widths % block == 0, 0, widths).astype(np.float64)
     if shape == "odd":
-        return (widths % block != 0).astype(np.float64)
+        return np.asarray(widths % block != 0, dtype=np.float64)
     return np.asarray(widths, dtype=np.float64)
 
 

@@ -25,6 +25,8 @@ from kiridashi_server.graph.tracker import Tracking
 
 _Sum: TypeAlias = dict[tuple[Factor, ...], float]
 
+RAGGED = ("dense-ragged", "depthwise-ragged", "ragged-out")
+"""Kinds of work that there are only where widths do not fill their blocks."""
 _SLOW = frozenset({"gelu", "silu", "sigmoid", "tanh", "softmax", "_softmax", "exp", "hardswish", "hardsigmoid", "elu"})
 
 

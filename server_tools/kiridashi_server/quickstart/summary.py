@@ -10,17 +10,17 @@ from kiridashi.budget import Measurement, judge
 from kiridashi.messages import LineState
 
 from kiridashi_server.bank.record import Record
+from kiridashi_server.budget.profile import ProfilePoint
 from kiridashi_server.cut_run import CutRun, too_busy
 from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.quickstart.comparison import OWN, Compared
 from kiridashi_server.quickstart.delivery import RECALL_POLICY, Delivered
 from kiridashi_server.quickstart.prediction import Predicted
-from kiridashi_server.budget.profile import ProfilePoint
 from kiridashi_server.report.schema import (
-    DenseEntry,
     BackboneEntry,
     BankEntry,
     DeliveryEntry,
+    DenseEntry,
     DeviceEntry,
     MeasuredEntry,
     PlanEntry,
