@@ -146,7 +146,8 @@ def _read(place: Path) -> StageRecord | None:
 
 
 def _key(name: str, inputs: object) -> str:
-    whole = msgspec.json.encode([name, inputs, code_digest(), machine()], order="sorted")
+    plain = msgspec.to_builtins([name, inputs, code_digest(), machine()], str_keys=True)
+    whole = msgspec.json.encode(plain, order="sorted")
     return hashlib.sha256(whole).hexdigest()
 
 

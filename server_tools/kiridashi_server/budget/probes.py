@@ -76,7 +76,7 @@ def make_probe_set(
     wanted = list(_wanted(backbone.layout, settings))
     graphs = []
     for number, (name, role, multiple, widths) in enumerate(wanted):
-        file = folder / _file_name(backbone, name, widths, settings.runtime)
+        file = folder / file_name(backbone, name, widths, settings.runtime)
         if not file.is_file():
             export_bare(backbone, first_units(backbone.layout, widths), file, settings.runtime)
         graphs.append(ProbeGraph(describe_file(file, KINDS[settings.runtime]), role, dict(widths), multiple))
@@ -152,7 +152,7 @@ def _wanted(layout: Layout, settings: ProbeSettings) -> Iterator[tuple[str, Prob
         yield f"multiple-{multiple}", "multiple", multiple, widths
 
 
-def _file_name(backbone: Backbone, name: str, widths: Mapping[str, int], runtime: RuntimeName) -> str:
+def file_name(backbone: Backbone, name: str, widths: Mapping[str, int], runtime: RuntimeName) -> str:
     """A name that tells cuts apart, so that a file that is there can be trusted to be the one that is wanted."""
     content = json.dumps([backbone.fingerprint, backbone.input_size, runtime, __version__, sorted(widths.items())])
     return f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}{RUNTIMES[runtime].suffix}"
