@@ -188,7 +188,7 @@ def _notes(found: Findings) -> list[str]:
             "The one-shot cut is the uniform bank's cut: similarity decided that the bank may be used, and its weights "
             "are equal, because tilting them has not yet shown that it helps."
         )
-    if too_busy(found.cut.profile.dense):
+    if too_busy(found.cut.profile):
         notes.append(
             "Other work disturbed the measurements: the dense model's p95 is more than three times its median. "
             "Latencies of this run say little about the models; run it again on a quiet machine."
