@@ -73,7 +73,14 @@ def _fit(arguments: argparse.Namespace) -> Outcome:
     from kiridashi_server.budget.profile import fit_profile
 
     backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
-    profile = fit_profile(read_probe_set(arguments.probes), report, backbone.quantities)
+    probes = read_probe_set(arguments.probes)
+    if (probes.height, probes.width) != backbone.input_size[1:]:
+        raise InputError(
+            f"the probe set '{probes.name}' is of images of {probes.height} x {probes.width} pixels",
+            why=f"it was to be fitted for {arguments.image_size}",
+            next_step=f"kiridashi profile fit ... --image-size {probes.height}",
+        )
+    profile = fit_profile(probes, report, backbone.quantities)
     write_atomic(arguments.output, msgspec.json.format(msgspec.json.encode(profile)) + b"\n")
     return Outcome(msgspec.to_builtins(profile), _fitted(profile, arguments.output))
 
