@@ -92,7 +92,8 @@ def _cut(model: nn.Module, inputs: tuple[Tensor, ...], *, quick: bool, seed: int
     started = time.process_time()
     program, dynamic = _capture(model, inputs)
     row: dict[str, Any] = {"dynamic_batch": dynamic, "seconds.capture": time.process_time() - started}
-    row["diff.capture"] = _largest(_outputs(program(*inputs)), _outputs(model(*inputs)))
+    with torch.no_grad():
+        row["diff.capture"] = _largest(_outputs(program(*inputs)), _outputs(model(*inputs)))
     row["parameters"] = sum(parameter.numel() for parameter in program.parameters())
     rng = np.random.default_rng(seed)
     worst = row["diff.capture"]

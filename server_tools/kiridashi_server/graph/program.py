@@ -60,7 +60,7 @@ def capture(module: nn.Module, example: Tensor | Sequence[Tensor], *, dynamic_ba
             why="its first dimension must be a batch of at least one",
             next_step="pass an example such as torch.zeros(1, 3, 224, 224)",
         )
-    model = copy.deepcopy(module).eval()
+    model = _copy(module).eval()
     # The exporter leaves marks on the tensors it is shown; the caller's shall not have them.
     examples = tuple(given.detach() for given in examples)
     try:
@@ -73,6 +73,17 @@ def capture(module: nn.Module, example: Tensor | Sequence[Tensor], *, dynamic_ba
             + (", or capture it with dynamic_batch=False" if dynamic_batch else ""),
         ) from error
     return _plain(exported, type(module).__name__)
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # what a module holds may refuse to be copied for reasons of its own
+        raise GraphError(
+            f"{type(module).__name__} cannot be copied",
+            why=f"{type(error).__name__}: {_first_line(error)}",
+            next_step="capture it before it runs, or run it under torch.no_grad(): some models keep results",
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

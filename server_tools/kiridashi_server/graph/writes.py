@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-_MAY_SHARE = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "type_as"})
+_DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
+_MAY_SHARE = _DROPOUTS | {"type_as"}
 """Operators whose schema promises new memory, though some calls give back their first argument."""
 
 _BATCH_NORMS = frozenset(
@@ -49,6 +50,10 @@ def without_writes(exported: torch.export.ExportedProgram) -> fx.GraphModule:
     The exporter takes some operators apart on the way. They are put together again: batch normalisations, and
     reshapes, which it makes views as the example's strides allow.
     """
+    for node in list(exported.graph.nodes):
+        if _name(node) in _DROPOUTS and node.args[-1] is False and "output" not in {user.op for user in node.users}:
+            node.replace_all_uses_with(node.args[0])  # the exporter takes it for a copy, and loses writes to it
+            exported.graph.erase_node(node)
     module: fx.GraphModule = exported.run_decompositions({}).module()
     for node in list(module.graph.nodes):
         if node.target in _BATCH_NORMS:
@@ -82,7 +87,12 @@ def _memory_of(node: fx.Node) -> fx.Node | None:
     schema = node.target._schema
     if any(result.alias_info is not None for result in schema.returns):
         return next(_tensors(node, writes_only=False), None)
-    return first if schema.name.rpartition(":")[2] in _MAY_SHARE and isinstance(first, fx.Node) else None
+    return first if _name(node) in _MAY_SHARE and isinstance(first, fx.Node) else None
+
+
+def _name(node: fx.Node) -> str:
+    target = node.target
+    return target._schema.name.rpartition(":")[2] if isinstance(target, torch._ops.OpOverload) else ""
 
 
 def _written(node: fx.Node) -> Iterator[fx.Node]:
