@@ -43,7 +43,7 @@ from benchmarks.torch_pruning import OracleResult, prune_half
 from benchmarks.zoo import ZOO, Entry
 
 EXACT = 1e-12
-_CODE = ("benchmarks", "server_tools/kiridashi_server/graph")
+_CODE = ("benchmarks", "server_tools/kiridashi_server/graph", "server_tools/kiridashi_server/export")
 _REPEATS = 3
 _TIMED = 5
 _KINDS = ("onnx", "tflite")
@@ -79,7 +79,7 @@ def _model(name: str, kinds: tuple[str, ...], options: Options) -> dict[str, Any
 
 def measure(name: str, entry: Entry, *, quick: bool, seed: int) -> dict[str, Any]:
     """One row of the report; an error is part of the row."""
-    row: dict[str, Any] = {"model": name, "job": entry.job, "error": ""}
+    row: dict[str, Any] = {"model": name, "package": entry.package, "job": entry.job, "error": ""}
     try:
         model, inputs = entry.build(seed), entry.inputs(2, seed)
         row.update(_cut(model, inputs, quick=quick, seed=seed))
@@ -227,6 +227,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Figure]:
 
     return {
         "models": Figure(len(rows), "models"),
+        "models.transformers": Figure(sum(row["package"] == "transformers" for row in rows), "models"),
         "crashes": Figure(sum(bool(row["error"]) for row in rows), "models"),
         "exact_share": Figure(sum(bool(row.get("exact")) for row in rows) / len(rows), "share"),
         "max_abs_diff_f64": Figure(max([*column("diff.default"), *column("diff.normalised")], default=None), "output"),
@@ -246,7 +247,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Figure]:
 
 
 _HEADER = (
-    *("model", "params", "groups", "reach", "norm: groups", "reach", "tp: groups", "reach", "runs"),
+    *("model", "job", "package", "params", "groups", "reach", "norm: groups", "reach", "tp: groups", "reach", "runs"),
     *("max diff", "exact", "capture s", "layout s", "cut s", "tp s", "onnx", "tflite"),
 )
 
@@ -254,6 +255,8 @@ _HEADER = (
 def _cells(row: dict[str, Any]) -> list[str]:
     return [
         row["model"],
+        row["job"],
+        row["package"],
         show(row.get("parameters"), "d"),
         show(row.get("groups.default"), "d"),
         show(row.get("reach.default"), ".2f"),

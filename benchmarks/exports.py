@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from kiridashi_server.export.onnx import contiguous_attention
 from kiridashi_server.graph import Plan, capture, cut, track
 from torch import Tensor, fx, nn
 
@@ -106,7 +107,8 @@ def _where_torch_is_sure(
 def _export_onnx(program: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Run:
     import onnxruntime
 
-    exported = torch.onnx.export(program, inputs, dynamo=True, verbose=False, optimize=True)
+    captured = contiguous_attention(torch.export.export(program, inputs))
+    exported = torch.onnx.export(captured, dynamo=True, verbose=False, optimize=True)
     if exported is None:
         raise RuntimeError("the ONNX exporter returned no model")
     with tempfile.TemporaryDirectory() as folder:

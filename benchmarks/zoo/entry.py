@@ -23,12 +23,14 @@ class Entry:
         make: builds it in float32, from torch's global generator; it gives tensors, not a library's objects.
         side: of its square input images, in pixels.
         words: length of the token sequence that is its first input, or 0.
+        package: where it comes from.
     """
 
     job: Job
     make: Callable[[], nn.Module]
     side: int = SIDE
     words: int = 0
+    package: str = "transformers"
 
     def build(self, seed: int) -> nn.Module:
         """The model in evaluation mode and float64, always the same for the same seed.
