@@ -19,14 +19,9 @@ from torch import Tensor, fx, nn
 from kiridashi_server.graph.dims import Atom, Dim, Dims, count, indices, resolve, size_of
 from kiridashi_server.graph.errors import GraphError
 from kiridashi_server.graph.gates import Gated, insert_gates
+from kiridashi_server.graph.nodes import arguments, set_argument
 from kiridashi_server.graph.plan import Plan
-from kiridashi_server.graph.program import (
-    arguments,
-    assemble,
-    change_tensors,
-    copy_graph,
-    set_argument,
-)
+from kiridashi_server.graph.program import assemble, change_tensors, copy_graph
 from kiridashi_server.graph.rules import Pick, Result
 from kiridashi_server.graph.tracker import Tracking
 

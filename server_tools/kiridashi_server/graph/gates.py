@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from kiridashi_server.graph.dims import Atom, Dim, is_frozen, resolve, size_of
 from kiridashi_server.graph.errors import GraphError
 from kiridashi_server.graph.masked_norms import MASKED_NORMS
-from kiridashi_server.graph.program import arguments, copy_program, operator_name, set_argument
+from kiridashi_server.graph.nodes import arguments, operator_name, set_argument
+from kiridashi_server.graph.program import copy_program
 from kiridashi_server.graph.rules import Read
 from kiridashi_server.graph.tracker import OUTPUT, Tracking
 

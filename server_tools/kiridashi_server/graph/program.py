@@ -8,22 +8,35 @@ and buffers keep the names they had in the model, so everything else (layout, pl
 from __future__ import annotations
 
 import copy
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from kiridashi_server.graph.errors import GraphError
-from kiridashi_server.graph.exporting import export
+from kiridashi_server.graph.exporting import export, plain
+from kiridashi_server.graph.nodes import arguments, operator_name, set_argument
 
-_GUARDS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "_assert_async"})
-_EQUAL_SPLITS = frozenset({"chunk", "split", "tensor_split"})
+__all__ = [
+    "arguments",
+    "assemble",
+    "capture",
+    "change_tensors",
+    "copy_graph",
+    "copy_program",
+    "finish",
+    "operator_name",
+    "set_argument",
+    "set_tensor",
+    "tensor_names",
+    "tensor_of",
+    "tensors_of",
+    "weight_names",
+]
+
 _CONSTANT = re.compile(r"(lifted_tensor_|_tensor_constant)\d+$")
-_RESHAPES = frozenset({"view", "reshape", "_unsafe_view"})
 
 
 def capture(module: nn.Module, example: Tensor | Sequence[Tensor], *, dynamic_batch: bool = True) -> fx.GraphModule:
@@ -72,7 +85,7 @@ def capture(module: nn.Module, example: Tensor | Sequence[Tensor], *, dynamic_ba
             next_step="try torch.export.export(model.eval(), (example,)) for the full report"
             + (", or capture it with dynamic_batch=False" if dynamic_batch else ""),
         ) from error
-    return _plain(exported, type(module).__name__)
+    return plain(exported, type(module).__name__)
 
 
 def _copy(module: nn.Module) -> nn.Module:
@@ -88,67 +101,6 @@ def _copy(module: nn.Module) -> nn.Module:
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-
-
-def _plain(exported: fx.GraphModule, name: str) -> fx.GraphModule:
-    """A graph module that is called like a function: no pytree codes, guards or unused tensors."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in exported.graph.nodes:
-        wanted = node.users or node.op in ("placeholder", "output")
-        if node.op == "call_module" or operator_name(node) in _GUARDS or not wanted:
-            continue  # the exporter's guards on sizes and types, and what nothing reads
-        if node.op == "output":
-            graph.output(fx.map_arg(_single_output(node.args[0], exported, name), copies.__getitem__))
-        else:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-            _name_sizes(copies[node])
-            _infer_size(copies[node])
-    graph.eliminate_dead_code()
-    graph.lint()
-    program = fx.GraphModule(exported, graph, class_name="Program")
-    program.train(False)
-    return program
-
-
-def _name_sizes(node: fx.Node) -> None:
-    """Turn a split into equal parts into one that names its sizes, so that parts may differ after a cut."""
-    if operator_name(node) not in _EQUAL_SPLITS or "dim" not in arguments(node):
-        return
-    axis = arguments(node)["dim"]
-    sizes = [part.shape[axis] for part in node.meta["val"]]
-    if all(isinstance(size, int) for size in sizes):
-        node.target = torch.ops.aten.split_with_sizes.default
-        node.args, node.kwargs = (node.args[0], sizes, axis), {}
-
-
-def _infer_size(node: fx.Node) -> None:
-    """Let a reshape infer the one size that the graph computes from the batch, so that a cut need not know how."""
-    if operator_name(node) not in _RESHAPES:
-        return
-    argument = "size" if "size" in arguments(node) else "shape"
-    sizes = list(arguments(node)[argument])
-    computed = [position for position, size in enumerate(sizes) if isinstance(size, fx.Node)]
-    if len(computed) == 1 and -1 not in sizes:
-        sizes[computed[0]] = -1
-        set_argument(node, argument, sizes)
-
-
-def _single_output(leaves: Any, exported: fx.GraphModule, name: str) -> Any:
-    """The output as the model gave it: one tensor, or a flat tuple of tensors."""
-    spec = exported._out_spec
-    if spec is None:
-        raise GraphError(f"{name} was exported without a description of its output")
-    output = pytree.tree_unflatten(leaves, spec)
-    if isinstance(output, list):
-        output = tuple(output)
-    if isinstance(output, fx.Node) or (isinstance(output, tuple) and all(isinstance(one, fx.Node) for one in output)):
-        return output
-    raise GraphError(
-        f"{name} returns {'no tensor' if spec.is_leaf() else 'a ' + type(output).__name__}",
-        why="a program returns a tensor or a tuple of nothing but tensors",
-        next_step="wrap the model in a module whose forward returns the tensor that is wanted",
-    )
 
 
 def copy_program(program: fx.GraphModule) -> fx.GraphModule:
@@ -212,46 +164,6 @@ def _register(owner: nn.Module, leaf: str, value: Tensor) -> None:
         owner.register_parameter(leaf, value)
     else:
         owner.register_buffer(leaf, value)
-
-
-def operator_name(node: fx.Node) -> str:
-    """The operator's name: ``conv2d`` for every overload of ``aten::conv2d``, ``python.mul`` for ``*``."""
-    if node.op != "call_function":
-        return node.op
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        namespace, _, name = target._schema.name.partition("::")
-        return name if namespace == "aten" else f"{namespace}.{name}"
-    if target is operator.getitem:
-        return "getitem"
-    return f"python.{getattr(target, '__name__', str(target))}"
-
-
-def arguments(node: fx.Node) -> Mapping[str, Any]:
-    """The call's arguments by the names of the operator's schema, its defaults filled in."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return {str(i): value for i, value in enumerate(node.args)} | dict(node.kwargs)
-    values: dict[str, Any] = {}
-    for position, argument in enumerate(node.target._schema.arguments):
-        if position < len(node.args):
-            values[argument.name] = node.args[position]
-        else:
-            values[argument.name] = node.kwargs.get(argument.name, argument.default_value)
-    return values
-
-
-def set_argument(node: fx.Node, name: str, value: Any) -> None:
-    """Replace one argument of an operator call, whether it was given by place or by name."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        raise TypeError(f"{node.name} is no operator call")
-    for position, argument in enumerate(node.target._schema.arguments):
-        if argument.name == name:
-            if position < len(node.args):
-                node.update_arg(position, value)
-            else:
-                node.update_kwarg(name, value)
-            return
-    raise KeyError(f"{operator_name(node)} has no argument {name!r}")
 
 
 def tensor_of(program: fx.GraphModule, name: str) -> Tensor:

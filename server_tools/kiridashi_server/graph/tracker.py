@@ -14,7 +14,8 @@ from kiridashi_server.graph import operators
 from kiridashi_server.graph.dims import Atom, Dims, freeze, freeze_all, fresh, is_frozen, leaves, reason_of, size_of
 from kiridashi_server.graph.errors import GraphError
 from kiridashi_server.graph.layout import Frozen, Group, Kind, Layout, Member
-from kiridashi_server.graph.program import operator_name, tensors_of
+from kiridashi_server.graph.nodes import operator_name
+from kiridashi_server.graph.program import tensors_of
 from kiridashi_server.graph.protection import Protection
 from kiridashi_server.graph.rules import Average, Call, Norm, Notes, Pick, Read, Result, Slot, find_rule, shape_of
 
