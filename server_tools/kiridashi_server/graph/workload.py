@@ -18,8 +18,8 @@ from torch import Tensor, fx
 
 from kiridashi_server.graph.activations import VIEWS
 from kiridashi_server.graph.dims import Atom, Dim, Dims, resolve
+from kiridashi_server.graph.nodes import operator_name
 from kiridashi_server.graph.polynomial import Factor, Polynomial, Shape, evaluate, shaped
-from kiridashi_server.graph.program import operator_name
 from kiridashi_server.graph.rules import BATCH, Work
 from kiridashi_server.graph.tracker import Tracking
 
