@@ -10,7 +10,12 @@ from pathlib import Path
 
 import benchmarks
 
-SHARED = frozenset({"__main__", "exports", "knapsacks", "report", "torch_pruning", "zoo"})
+SHARED = frozenset(
+    {
+        *("__main__", "equal_accuracy", "exports", "global_pruning", "knapsacks", "latency_budgets", "latency_cuts"),
+        *("latency_models", "latency_plot", "latency_speed", "layer_sums", "report", "torch_pruning", "zoo"),
+    }
+)
 
 
 def main() -> int:
