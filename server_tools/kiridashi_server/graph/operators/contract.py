@@ -99,10 +99,11 @@ def _product(call: Call, first: str, second: str) -> Dims | None:
     left, right = call.dims(first), call.dims(second)
     if left is None or right is None or len(left) < 2:
         return None
+    kind: WorkKind = "dense" if call.is_parameter(second) else "product"
     if len(right) == 1:
         unify(left[-1], right[0])
         call.reads(first, -1, left[-1])
-        call.works(*left)
+        call.works(kind, left[:-1], left[-1])
         return left[:-1]
     unify(left[-1], right[-2])
     call.reads(first, -1, left[-1])
@@ -110,7 +111,6 @@ def _product(call: Call, first: str, second: str) -> Dims | None:
         call.produces(second, "node", axis=1)
     leading = broadcast([left[:-2], right[:-2]])
     call.has_heads(leading)
-    kind: WorkKind = "dense" if call.is_parameter(second) else "product"
     call.works(kind, [*leading, left[-2]], left[-1], right[-1])
     return [*leading, left[-2], right[-1]]
 
