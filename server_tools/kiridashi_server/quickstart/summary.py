@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from kiridashi.budget import Measurement, judge
+from kiridashi.errors import StateError
 from kiridashi.messages import LineState
 
 from kiridashi_server.bank.record import Record
@@ -139,6 +140,8 @@ def _plan_entry(cut: CutRun, costs: CostModel) -> PlanEntry:
 def _measured_entry(found: Findings) -> MeasuredEntry:
     """The device's own measurement of the file it runs, with its verdict."""
     measured = found.state.measured or found.cut.planned.measured
+    if measured is None:
+        raise StateError("the device reported no measurement", next_step="kiridashi-agent status")
     fields = {name: getattr(measured, name) for name in Measurement.__struct_fields__}
     within = judge(found.cut.budget, measured).within
     return MeasuredEntry(**fields, verdict="within" if within else "exceeded", artifact=found.state.artifact)
