@@ -86,6 +86,8 @@ def _fit(arguments: argparse.Namespace) -> Outcome:
 
 
 def _fitted(profile: FittedProfile, path: Path) -> str:
+    from kiridashi_server.budget.solver import LARGEST_MARGIN
+
     dense, missed = profile.dense, profile.error
     found = sorted(profile.cliffs.items())
     cliffs = [f"odd multiples of {size} take {ratio:.2f} times as long" for size, ratio in found]
@@ -99,6 +101,11 @@ def _fitted(profile: FittedProfile, path: Path) -> str:
             f"nine of ten cuts left out of the fit were met within {missed['latency']:.1%} in latency, "
             f"{missed['memory']:.1%} in memory, {missed['file']:.1%} in file size",
             f"halves of a measurement differ by {profile.noise:.1%}; p95 is {profile.tail:.2f} of undisturbed time",
+            *(
+                f"more than the solver's largest margin of {LARGEST_MARGIN:.0%} in {name}: make a set of more --cuts"
+                for name, error in missed.items()
+                if error > LARGEST_MARGIN
+            ),
             f"  next: kiridashi cut --profile {path} ...",
         )
     )
