@@ -37,6 +37,8 @@ FIXED = "fixed"
 _LEAST_POINTS = 3
 _PERCENTILE = 90
 _CLIFF = 1.05
+_RAGGED_WEIGHT = 0.3
+"""Of cuts unlike those that the solver makes: they tell what raggedness costs, and bend the other prices."""
 
 
 class ProfilePoint(msgspec.Struct, frozen=True):
@@ -248,10 +250,17 @@ def price(prices: Mapping[str, float], amounts: Mapping[str, float]) -> float:
     return prices.get(FIXED, 0.0) + sum(prices.get(name, 0.0) * amount for name, amount in amounts.items())
 
 
-def _fit_latency(workload: Workload, points: Sequence[ProfilePoint], quiet: FloatArray) -> _Fit:
+def _fills_blocks(widths: Mapping[str, int], sizes: Mapping[str, int], block: int) -> bool:
+    """Whether every group is whole or fills its blocks, as in the cuts that the solver makes."""
+    return all(width % block == 0 or width == sizes[name] for name, width in widths.items())
+
+
+def _fit_latency(
+    workload: Workload, points: Sequence[ProfilePoint], quiet: FloatArray, weights: FloatArray | None = None
+) -> _Fit:
     amounts = [workload.at(point.widths) for point in points]
     columns = {kind: np.array([amount[kind] for amount in amounts]) for kind in workload.kinds}
-    return _Fit.of({FIXED: np.ones(len(points)), **columns}, quiet)
+    return _Fit.of({FIXED: np.ones(len(points)), **columns}, quiet, weights)
 
 
 def _multiple(block: int, cliffs: Mapping[int, float]) -> int:
@@ -269,27 +278,32 @@ class _Fit(msgspec.Struct, frozen=True):
 
     prices: dict[str, float]
     errors: FloatArray
+    weights: FloatArray
 
     @classmethod
-    def of(cls, columns: Mapping[str, FloatArray], target: FloatArray) -> _Fit:
-        """Non-negative least squares on relative residuals; columns are scaled to one for conditioning."""
+    def of(cls, columns: Mapping[str, FloatArray], target: FloatArray, weights: FloatArray | None = None) -> _Fit:
+        """Non-negative least squares on weighted relative residuals; columns are scaled to one for conditioning."""
+        weight = np.ones(len(target)) if weights is None else weights
         used = {name: column for name, column in columns.items() if column.any()}
         scales = np.array([column.max() for column in used.values()])
         design = np.stack(list(used.values()), axis=1) / scales
-        weights = _solve(design, target)
-        everything = np.arange(len(target))
-        errors = np.array(
-            [design[n] @ _solve(design[everything != n], target[everything != n]) / target[n] - 1 for n in everything]
-        )
-        prices = {name: float(value) for name, value in zip(used, weights / scales, strict=True) if value > 0}
-        return cls(prices, errors)
+        found = _solve(design, target, weight)
+        errors = np.empty(len(target))
+        for left_out in range(len(target)):
+            rest = np.arange(len(target)) != left_out
+            errors[left_out] = (
+                design[left_out] @ _solve(design[rest], target[rest], weight[rest]) / target[left_out] - 1
+            )
+        prices = {name: float(value) for name, value in zip(used, found / scales, strict=True) if value > 0}
+        return cls(prices, errors, weight)
 
     @property
     def error(self) -> float:
-        """The 90th percentile of the absolute relative errors."""
-        return float(np.percentile(np.abs(self.errors), _PERCENTILE))
+        """The 90th percentile of the absolute relative errors of the points that have the full weight."""
+        counted = self.errors[self.weights == self.weights.max()]
+        return float(np.percentile(np.abs(counted), _PERCENTILE))
 
 
-def _solve(design: FloatArray, target: FloatArray) -> FloatArray:
-    weights, _ = nnls(design / target[:, None], np.ones(len(target)))
-    return np.asarray(weights, dtype=np.float64)
+def _solve(design: FloatArray, target: FloatArray, weight: FloatArray) -> FloatArray:
+    found, _ = nnls(design * (weight / target)[:, None], weight)
+    return np.asarray(found, dtype=np.float64)

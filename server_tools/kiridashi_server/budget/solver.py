@@ -24,6 +24,8 @@ from kiridashi_server.graph.polynomial import counted
 from kiridashi_server.graph.quantities import Quantities
 
 LARGEST_MARGIN = 0.10
+SMALLEST_MARGIN: Mapping[Limit, float] = {"memory": 0.02, "file": 0.0, "latency": 0.03}
+"""However well a profile fits, two measurements of one model differ by so much."""
 _ROUNDING = 1e-9
 
 
@@ -57,8 +59,8 @@ def plan_cut(
     """Solve a budget into a plan.
 
     The most valuable prefixes of all groups (:func:`.candidates.candidates`) whose forecast stays inside every limit,
-    less a margin as large as the profile's own error (at most 10 %), with a bound on what a better plan could keep
-    (:func:`.knapsack.solve`).
+    less a margin, with a bound on what a better plan could keep (:func:`.knapsack.solve`). The margin is the profile's
+    own error, at most 10 %, and at least what two measurements of one model differ by.
 
     Raises:
         BudgetError: even the smallest cut breaks a limit; names the binding limits and the nearest feasible budget.
@@ -67,7 +69,7 @@ def plan_cut(
     layout, costs = quantities.layout, quantities.costs
     options = candidates(layout, scores, multiple=profile.multiple, floor=floor)
     requirements, limits = Requirements.of(profile, quantities), _limits(budget)
-    margins = {name: 1 - min(profile.error[name], LARGEST_MARGIN) for name in LIMITS}
+    margins = {name: 1 - min(max(profile.error[name], SMALLEST_MARGIN[name]), LARGEST_MARGIN) for name in LIMITS}
     expected = requirements.expected
 
     narrowed = {name: limit * margins[name] * (1 - _ROUNDING) for name, limit in limits.items()}
