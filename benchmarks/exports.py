@@ -125,7 +125,8 @@ def _export_tflite(program: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Run:
     converted = litert_torch.convert(program, inputs)
 
     def run(batch: tuple[Tensor, ...]) -> list[np.ndarray]:
-        results = converted(*batch)
+        # The converter makes 32-bit numbers of 64-bit ones.
+        results = converted(*(value.int() if value.dtype == torch.int64 else value for value in batch))
         return list(results) if isinstance(results, tuple | list) else [results]
 
     return run
