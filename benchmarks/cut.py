@@ -2,13 +2,14 @@
 
 ``python -m benchmarks.cut --json OUT [--quick] [--seed N]``. For every model of the zoo, in float64:
 
-* the largest difference between the cut and the masked dense program: half of all groups at once, three
-  times, and (without ``--quick``) half of each group by itself; a mask that does not change the output proves
-  nothing and counts as not exact;
+* the largest difference between the program and the model, and between the cut and the masked dense program:
+  half of all groups at once, three times, and (without ``--quick``) half of each group by itself; a mask that
+  does not change the output proves nothing and counts as not exact;
 * the share of the parameters in tensors that a group cuts, and torch-pruning's. Both ways of the layout are
   measured: ``default``, where channels that are normalised together are frozen, and ``normalised``, where they
   are cut as torch-pruning does;
-* seconds of layout and cut, beside torch-pruning's of building its graph and dropping half of each group;
+* seconds of the processor for layout and cut, beside torch-pruning's for building its graph and dropping half of
+  each group;
 * whether the cut program exports to ONNX (every fourth model with ``--quick``) and TFLite (not with
   ``--quick``), runs there, and agrees.
 
@@ -27,6 +28,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,13 +37,16 @@ from kiridashi_server.graph import GraphError, Layout, Plan, Tracking, capture, 
 from torch import Tensor, fx, nn
 
 from benchmarks import exports
-from benchmarks.report import Figure, Report, parse_options, rounded, show, table
+from benchmarks.cells import Cells
+from benchmarks.report import Figure, Options, Report, parse_options, rounded, show, table
 from benchmarks.torch_pruning import OracleResult, prune_half
 from benchmarks.zoo import ZOO, Entry
 
 EXACT = 1e-12
+_CODE = ("benchmarks", "server_tools/kiridashi_server/graph", "server_tools/kiridashi_server/export")
 _REPEATS = 3
 _TIMED = 5
+_KINDS = ("onnx", "tflite")
 _QUICK_EXPORTS = 4
 
 
@@ -50,14 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_options("cut", "the zoo: exactness, reach and time of the cut", arguments)
     report = Report("cut", options)
     torch.set_num_threads(1)
-    for number, (name, entry) in enumerate(ZOO.items()):
-        kinds = ("onnx", "tflite") if not options.quick else ("onnx",) if number % _QUICK_EXPORTS == 0 else ()
+    cells = Cells.of_environment(_CODE, quick=options.quick, seed=options.seed)
+    for number, name in enumerate(ZOO):
+        kinds = _KINDS if not options.quick else ("onnx",) if number % _QUICK_EXPORTS == 0 else ()
         with _quiet():
-            row = measure(name, entry, quick=options.quick, seed=options.seed)
-            if not row["error"]:
-                row.update(_exports(name, options.seed, row["dynamic_batch"], kinds))
-        report.rows.append(rounded(row))
-        print(_line(row), file=sys.stderr)
+            row, reused = cells.get(name, partial(_model, name, kinds, options))
+        report.rows.append(row | {"reused": reused})
+        print(_line(row) + (" (reused)" if reused else ""), file=sys.stderr, flush=True)
     report.figures.update(figures(report.rows))
     print(_table(report.rows))
     print()
@@ -66,9 +70,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if report.figures["crashes"].value == 0 and report.figures["exact_share"].value == 1 else 1
 
 
+def _model(name: str, kinds: tuple[str, ...], options: Options) -> dict[str, Any]:
+    row = measure(name, ZOO[name], quick=options.quick, seed=options.seed)
+    if not row["error"]:
+        row.update(_exports(name, options.seed, row["dynamic_batch"], kinds))
+    return rounded(row)
+
+
 def measure(name: str, entry: Entry, *, quick: bool, seed: int) -> dict[str, Any]:
     """One row of the report; an error is part of the row."""
-    row: dict[str, Any] = {"model": name, "job": entry.job, "error": ""}
+    row: dict[str, Any] = {"model": name, "package": entry.package, "job": entry.job, "error": ""}
     try:
         model, inputs = entry.build(seed), entry.inputs(2, seed)
         row.update(_cut(model, inputs, quick=quick, seed=seed))
@@ -78,12 +89,14 @@ def measure(name: str, entry: Entry, *, quick: bool, seed: int) -> dict[str, Any
 
 
 def _cut(model: nn.Module, inputs: tuple[Tensor, ...], *, quick: bool, seed: int) -> dict[str, Any]:
-    started = time.perf_counter()
+    started = time.process_time()
     program, dynamic = _capture(model, inputs)
-    row: dict[str, Any] = {"dynamic_batch": dynamic, "seconds.capture": time.perf_counter() - started}
+    row: dict[str, Any] = {"dynamic_batch": dynamic, "seconds.capture": time.process_time() - started}
+    with torch.no_grad():
+        row["diff.capture"] = _largest(_outputs(program(*inputs)), _outputs(model(*inputs)))
     row["parameters"] = sum(parameter.numel() for parameter in program.parameters())
     rng = np.random.default_rng(seed)
-    worst = 0.0
+    worst = row["diff.capture"]
     for way in ("default", "normalised"):
         tracking = track(program, cut_normalised=way == "normalised")
         row[f"groups.{way}"] = len(tracking.layout.groups)
@@ -162,12 +175,12 @@ def _beside_the_oracle(
     theirs: list[OracleResult] = []
     for _ in range(_TIMED):
         gc.collect()  # what others left behind is no part of either time
-        started = time.perf_counter()
+        started = time.process_time()
         again = track(program, cut_normalised=True)
-        between = time.perf_counter()
+        between = time.process_time()
         halves = {group.name: range(max(1, group.size // 2)) for group in again.layout.groups}
         cut(program, again, Plan.of(again.layout, halves))
-        ours.append((between - started, time.perf_counter() - between))
+        ours.append((between - started, time.process_time() - between))
         if not theirs or not theirs[0].error:
             theirs.append(prune_half(model, inputs, outputs, tracking.parameters, seed))
     oracle = theirs[0]
@@ -194,7 +207,7 @@ def _exports(name: str, seed: int, dynamic_batch: bool, kinds: tuple[str, ...]) 
     for kind in kinds:
         started = time.perf_counter()
         result = exports.apart if kind == "tflite" else exports.here  # a compiler may take its process down
-        row[f"{kind}.difference"], row[f"{kind}.error"] = result(kind, name, seed, dynamic_batch)
+        row |= {f"{kind}.{key}": value for key, value in asdict(result(kind, name, seed, dynamic_batch)).items()}
         row[f"{kind}.seconds"] = time.perf_counter() - started
     return row
 
@@ -214,6 +227,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Figure]:
 
     return {
         "models": Figure(len(rows), "models"),
+        "models.transformers": Figure(sum(row["package"] == "transformers" for row in rows), "models"),
         "crashes": Figure(sum(bool(row["error"]) for row in rows), "models"),
         "exact_share": Figure(sum(bool(row.get("exact")) for row in rows) / len(rows), "share"),
         "max_abs_diff_f64": Figure(max([*column("diff.default"), *column("diff.normalised")], default=None), "output"),
@@ -223,6 +237,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Figure]:
             "ratio",
         ),
         "time_vs_tp.median": Figure(median("time_vs_tp"), "ratio"),
+        "time_vs_tp.max": Figure(max(column("time_vs_tp"), default=None), "ratio"),
         "time_total_vs_tp.median": Figure(median("time_total_vs_tp"), "ratio"),
         "tp.crashes": Figure(sum(bool(row.get("tp.error")) for row in rows), "models"),
         "tp.broken": Figure(sum(row.get("tp.runs") is False for row in rows), "models"),
@@ -232,7 +247,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Figure]:
 
 
 _HEADER = (
-    *("model", "params", "groups", "reach", "norm: groups", "reach", "tp: groups", "reach", "runs"),
+    *("model", "job", "package", "params", "groups", "reach", "norm: groups", "reach", "tp: groups", "reach", "runs"),
     *("max diff", "exact", "capture s", "layout s", "cut s", "tp s", "onnx", "tflite"),
 )
 
@@ -240,6 +255,8 @@ _HEADER = (
 def _cells(row: dict[str, Any]) -> list[str]:
     return [
         row["model"],
+        row["job"],
+        row["package"],
         show(row.get("parameters"), "d"),
         show(row.get("groups.default"), "d"),
         show(row.get("reach.default"), ".2f"),
@@ -262,12 +279,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = [table(_HEADER, [_cells(row) for row in rows])]
     for row in rows:
-        lines += [f"{row['model']}: {key} {row[key]}" for key in row if key.endswith("error") and row[key]]
+        lines += [f"{row['model']}: {key} {row[key]}" for key in row if key.endswith(("error", ".uncut")) and row[key]]
     return "\n".join(lines)
 
 
 def _line(row: dict[str, Any]) -> str:
-    return f"{row['model']}: {row['error'] or ('exact' if row['exact'] else 'NOT exact')}"
+    exported = [f"{kind} {show(row[f'{kind}.difference'], '.0e')}" for kind in _KINDS if f"{kind}.difference" in row]
+    return ", ".join([f"{row['model']}: {row['error'] or ('exact' if row['exact'] else 'NOT exact')}", *exported])
 
 
 @contextlib.contextmanager

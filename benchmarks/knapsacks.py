@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from kiridashi_server.budget.problem import Choice, Polynomial, Problem, Resource
+from kiridashi_server.budget.problem import Choice, FloatArray, Problem, Resource
 from kiridashi_server.compose.ladder import widths_of
+from kiridashi_server.graph.polynomial import Polynomial, counted
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_array
 
@@ -19,7 +20,7 @@ def small_network(seed: int, shares: Sequence[float]) -> tuple[list[Choice], lis
         pixels = [1.0 if index == 0 else 4.0 ** (len(edges) - place) for place in range(len(edges))]
         terms = ((27.0, ("stem",)), *((9.0 * pixel, edge) for pixel, edge in zip(pixels, edges, strict=True)))
         dense = sum(c * float(np.prod([sizes[name] for name in names])) for c, names in terms)
-        resources.append(Resource(f"r{index}", terms, share * dense))
+        resources.append(Resource(f"r{index}", counted(terms), share * dense))
     return choices, resources
 
 
@@ -33,7 +34,7 @@ def ilp_optimum(choices: Sequence[Choice], resources: Sequence[Resource]) -> flo
     """
     problem = Problem.of(choices, resources)
     offsets = np.cumsum([0, *(len(choice.widths) for choice in choices)])
-    pairs = sorted({tuple(sorted(set(names))) for names in problem.monomials if len(set(names)) == 2})
+    pairs = sorted({owners for names in problem.monomials if len(owners := _owners(problem, names)) == 2})
     counts = [len(choices[a].widths) * len(choices[b].widths) for a, b in pairs]
     starts = dict(zip(pairs, np.cumsum([offsets[-1], *counts]), strict=False))
     total = int(offsets[-1]) + sum(counts)
@@ -53,12 +54,12 @@ def ilp_optimum(choices: Sequence[Choice], resources: Sequence[Resource]) -> flo
         row = {}
         for monomial, names in enumerate(problem.monomials):
             price = float(problem.coefficients[resource, monomial])
-            distinct = sorted(set(names))
-            powers = [choices[name].widths.astype(float) ** names.count(name) for name in distinct]
-            if len(distinct) == 1:
-                first, amounts = int(offsets[distinct[0]]), powers[0]
+            owners = _owners(problem, names)
+            factors = [_product_of(problem, names, owner) for owner in owners]
+            if len(owners) == 1:
+                first, amounts = int(offsets[owners[0]]), factors[0]
             else:
-                first, amounts = int(starts[tuple(distinct)]), np.outer(*powers).ravel()
+                first, amounts = int(starts[owners]), np.outer(*factors).ravel()
             for at, amount in enumerate(amounts):
                 row[first + at] = row.get(first + at, 0.0) + price * float(amount)
         rows.append((row, -np.inf, float(problem.limits[resource] - problem.constants[resource])))
@@ -73,6 +74,16 @@ def ilp_optimum(choices: Sequence[Choice], resources: Sequence[Resource]) -> flo
     if not result.success:
         raise ValueError(result.message)
     return -float(result.fun)
+
+
+def _owners(problem: Problem, names: Sequence[int]) -> tuple[int, ...]:
+    """The choices that a monomial depends on."""
+    return tuple(sorted({int(problem.owners[name]) for name in names}))
+
+
+def _product_of(problem: Problem, names: Sequence[int], owner: int) -> FloatArray:
+    """The monomial's factors of one choice, at its widths."""
+    return np.prod([problem.tables[name] for name in names if problem.owners[name] == owner], axis=0)
 
 
 def inverted_residuals(seed: int, *, multiple: int = 8) -> tuple[list[Choice], Polynomial, Polynomial]:
@@ -96,7 +107,7 @@ def inverted_residuals(seed: int, *, multiple: int = 8) -> tuple[list[Choice], P
     sizes["head"] = 1280
     parameters += [(1.0, (before, "head")), (2.0, ("head",))]
     macs += [(1.0 * side**2, (before, "head"))]
-    return _choices(sizes, seed, dict.fromkeys(sizes, multiple)), tuple(parameters), tuple(macs)
+    return _choices(sizes, seed, dict.fromkeys(sizes, multiple)), counted(parameters), counted(macs)
 
 
 def vision_transformer(seed: int, *, blocks: int = 12) -> tuple[list[Choice], Polynomial, Polynomial]:
@@ -113,7 +124,7 @@ def vision_transformer(seed: int, *, blocks: int = 12) -> tuple[list[Choice], Po
         parameters += [(2.0, (heads, query)), (1.0, (heads, value)), (1.0, (hidden,)), (6.0, ("stream",))]
         macs += [(tokens * coefficient, names) for coefficient, names in parameters[-7:-4]]
         macs += [(float(tokens**2), (heads, query)), (float(tokens**2), (heads, value))]
-    return _choices(sizes, seed, steps), tuple(parameters), tuple(macs)
+    return _choices(sizes, seed, steps), counted(parameters), counted(macs)
 
 
 def _choices(sizes: Mapping[str, int], seed: int, steps: Mapping[str, int]) -> list[Choice]:

@@ -23,6 +23,7 @@ from kiridashi_server.backbone import Backbone
 
 from benchmarks.latency_budgets import keep_budgets
 from benchmarks.latency_models import Case, Predicted, predict_cuts
+from benchmarks.latency_speed import measure_speed
 from benchmarks.report import Figure, Options, Report, parse_options, rounded, show, table
 
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
@@ -53,6 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     report.rows += [rounded({"part": "budget", **row}) for row in budgets]
     report.figures.update(_prediction_figures(cases))
     report.figures.update(_budget_figures(budgets))
+    rows, figures = measure_speed(options, FOLDER / "speed")
+    report.rows += [rounded({"part": "speed", **row}) for row in rows]
+    report.figures.update(figures)
     _print_tables(cases, budgets)
     report.print_figures()
     report.write()

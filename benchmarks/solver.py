@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 from kiridashi_server.budget.front import front
 from kiridashi_server.budget.knapsack import solve
-from kiridashi_server.budget.problem import Choice, Polynomial, Resource, evaluate
+from kiridashi_server.budget.problem import Choice, Resource
+from kiridashi_server.graph.polynomial import Polynomial, evaluate
 
 from benchmarks.knapsacks import ilp_optimum, inverted_residuals, small_network, vision_transformer
 from benchmarks.report import Figure, Report, parse_options, rounded, show, table

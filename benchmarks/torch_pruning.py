@@ -27,7 +27,7 @@ class OracleResult:
     Attributes:
         groups: how many it found.
         reach: share of the parameters that are in a layer, or are a parameter, that a group touches.
-        seconds: of building its graph and of dropping half of every group.
+        seconds: of the processor, for building its graph and of dropping half of every group.
         runs: whether the model still computes afterwards.
         error: what it raised, or empty; then the other numbers are None.
     """
@@ -55,14 +55,14 @@ def prune_half(
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if name in set(names)}
     owners = {id(parameter): name for name, parameter in model.named_parameters()}
     gc.collect()
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         with warnings.catch_warnings(), _at_most(LIMIT_S):
             warnings.simplefilter("ignore")
             touched, groups = _prune(model, inputs, outputs, seed, owners)
     except Exception as error:  # noqa: BLE001 - whatever it raises is its result for this model
         return OracleResult(error=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     reach = sum(sizes.get(name, 0) for name in touched) / sum(sizes.values())
     return OracleResult(groups, reach, seconds, _runs(model, inputs))
 

@@ -19,7 +19,7 @@ def _lite0() -> nn.Module:
 
 
 CLASSIFICATION: Mapping[str, Entry] = {
-    "efficientnet-lite0": Entry("classification", _lite0),
+    "efficientnet-lite0": Entry("classification", _lite0, package="efficientnet-lite-pytorch"),
     "resnet": Entry("classification", model_of("ResNetForImageClassification", "ResNetConfig", **RESNET, num_labels=5)),
     "bit": Entry(
         "classification",

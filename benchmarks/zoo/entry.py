@@ -23,17 +23,20 @@ class Entry:
         make: builds it in float32, from torch's global generator; it gives tensors, not a library's objects.
         side: of its square input images, in pixels.
         words: length of the token sequence that is its first input, or 0.
+        package: where it comes from.
     """
 
     job: Job
     make: Callable[[], nn.Module]
     side: int = SIDE
     words: int = 0
+    package: str = "transformers"
 
     def build(self, seed: int) -> nn.Module:
         """The model in evaluation mode and float64, always the same for the same seed.
 
-        Normalisations get random statistics and scales: as they are initialised, they would hide mistakes.
+        Normalisations get random statistics and scales, and linear layers and tables that hardly vary get noise: as
+        they are initialised, they would hide mistakes, and scores would be so close that rounding orders them.
         """
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -47,6 +50,8 @@ class Entry:
                     tensor.copy_(noise)
                 elif tensor.is_floating_point() and tensor.dim() == 1:
                     tensor.copy_(1 + 0.3 * noise if name.endswith("weight") else 0.3 * noise)
+                elif isinstance(tensor, nn.Parameter) and tensor.numel() > 1 and tensor.std() < _hardly(tensor):
+                    tensor.add_(noise, alpha=0.1)
         return module
 
     def inputs(self, batch: int, seed: int) -> tuple[Tensor, ...]:
@@ -56,6 +61,11 @@ class Entry:
         if not self.words:
             return (images,)
         return torch.randint(1, 50, (batch, self.words), generator=generator), images
+
+
+def _hardly(parameter: Tensor) -> float:
+    """Standard deviation below which a parameter hardly varies; those of convolutions may be small."""
+    return 0.05 if parameter.dim() == 2 else 1e-6
 
 
 class Outputs(nn.Module):

@@ -77,8 +77,8 @@ class Measurement(msgspec.Struct, frozen=True):
 
     ``memory_bytes`` is the process's peak resident set, runtime and interpreter included. Latencies are wall times of
     single predictions after warm-up; where other work disturbed them they are those of the quietest tenth of the runs,
-    and ``notes`` says so. ``quiet_ms`` is one prediction without disturbance: with one thread the 10th percentile of its
-    processor time, else of wall time; 0 where it is not known. ``memory_limit`` says how a limit was enforced:
+    and ``notes`` says so. ``quiet_ms`` is one prediction without disturbance: with one thread the 10th percentile of
+    its processor time, else of wall time; 0 where it is not known. ``memory_limit`` says how a limit was enforced:
     ``"cgroup"``, ``"rlimit"`` or ``"none"``.
     """
 

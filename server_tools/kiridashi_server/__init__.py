@@ -9,7 +9,7 @@ The names below are loaded on first use, because torch takes seconds to import::
     with ks.Bank.open("bank") as bank:
         bank.add(ks.learn_record(backbone, task))
         evidence, mix = ks.compose_scores(backbone, bank.list(), samples, len(task.labels), seed=0)
-    solution = ks.plan_cut(backbone.layout, backbone.costs, mix.scores, budget, profile)
+    solution = ks.plan_cut(backbone.quantities, mix.scores, budget, profile)
     small = ks.recover_cut(backbone, solution.plan, samples, classes=len(task.labels), seed=0)
     ks.export_bundle(small.model, backbone, solution.plan, images, spec, folder)
 """

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.graph.layout import Layout
-from kiridashi_server.graph.program import capture, tensor_names, tensor_of
+from kiridashi_server.graph.program import capture, tensor_of, weight_names
 from kiridashi_server.graph.quantities import Quantities
 from kiridashi_server.graph.tracker import Tracking, track
 
@@ -143,10 +143,11 @@ class Backbone:
     def fingerprint(self) -> str:
         """SHA-256 over all weights and buffers in the order of their names, and the layout.
 
-        It does not depend on the backbone's name, on the order or print of the graph, or on the torch version.
+        It does not depend on the backbone's name, on the order or print of the graph, or on the torch version;
+        nor on constants in the model's code, which the exporter names as it likes.
         """
         digest = hashlib.sha256()
-        for name in sorted(tensor_names(self.program)):
+        for name in sorted(weight_names(self.program)):
             tensor = tensor_of(self.program, name).detach().cpu().contiguous()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())

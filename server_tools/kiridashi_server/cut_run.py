@@ -19,7 +19,8 @@ from kiridashi.manifest import ArtifactKind
 from kiridashi_server.amp.scores import ScoreMap
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.record import Record
-from kiridashi_server.budget.profile import Profile, ProfilePoint
+from kiridashi_server.budget.profile import Forecast, Profile
+from kiridashi_server.budget.solver import plan_cut
 from kiridashi_server.classifier import Classifier
 from kiridashi_server.export.artifacts import ALL_KINDS, ExportSettings
 from kiridashi_server.graph.cut import load_cut, save_cut
@@ -57,7 +58,11 @@ class Composed(msgspec.Struct, frozen=True):
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """The solved plan as JSON, its counts, and what the device measured for its cut."""
+    """The solved plan as JSON, its counts, what it is expected to need, and what was measured for its cut.
+
+    ``measured`` is ``None`` when the profile came from elsewhere: this machine is not the device then, and the device
+    measures the bundle itself before it goes live.
+    """
 
     plan: str
     parameters: int
@@ -66,7 +71,8 @@ class Planned(msgspec.Struct, frozen=True):
     corrections: int
     importance: float
     gap: float
-    measured: Measurement
+    forecast: Forecast
+    measured: Measurement | None
 
 
 class CutResult(msgspec.Struct, frozen=True):
@@ -97,8 +103,8 @@ class CutRequest:
         samples: the new task's few labelled samples.
         calibration: images for parity, int8 ranges and the probe; better not those it was trained on.
         release: line, version, task and labels of the bundle.
-        budget: limits; ``None`` asks for :func:`default_budget` of the dense model's measurement.
-        profile: the device's profile; ``None`` has this machine measured.
+        budget: limits; ``None`` asks for :func:`default_budget` of the profile.
+        profile: another device's profile; ``None``: this machine is the device, and is measured.
         recover: how the cut is recovered.
         kinds: artifacts to export.
         seed: of everything random.
@@ -116,22 +122,24 @@ class CutRequest:
     seed: int = 0
 
 
-def default_budget(dense: ProfilePoint) -> Budget:
+def default_budget(profile: Profile) -> Budget:
     """A budget for who names none: 90 % of the dense model's memory, 40 % of its file, 80 % of its p95 latency.
 
-    Latency is left unlimited when the tail is more than three times the median: such a tail belongs to whatever else
-    uses the machine, and a limit taken from it would be noise (:func:`too_busy`).
+    That p95 is the dense model's undisturbed time, times what the tail came to over all measured cuts. It is left
+    unlimited when the tail is more than three times the undisturbed time: such a tail belongs to whatever else uses the
+    machine, and a limit taken from it would be noise (:func:`too_busy`).
     """
+    dense = profile.dense
     return Budget(
         memory_bytes=int(0.9 * dense.memory_bytes),
         file_bytes=int(0.4 * dense.file_bytes),
-        latency_p95_ms=None if too_busy(dense) else 0.8 * dense.latency_p95_ms,
+        latency_p95_ms=None if too_busy(profile) else 0.8 * profile.tail * dense.quiet_ms,
     )
 
 
-def too_busy(measured: ProfilePoint) -> bool:
-    """Whether a measurement's tail says more about the machine's other work than about the model."""
-    return measured.latency_p95_ms > CALM_TAIL * measured.latency_p50_ms
+def too_busy(profile: Profile) -> bool:
+    """Whether the measured tails say more about the machine's other work than about the models."""
+    return profile.tail > CALM_TAIL
 
 
 def no_bar(label: str) -> AbstractContextManager[Progress]:
@@ -193,28 +201,30 @@ class CutRun:
     @cached_property
     def budget(self) -> Budget:
         """The limits in force."""
-        return self.request.budget or default_budget(self.profile.dense)
+        return self.request.budget or default_budget(self.profile)
 
     @cached_property
     def planned(self) -> Planned:
-        """The plan, measured inside the budget."""
+        """The plan, measured inside the budget where this machine is the device."""
         scores, profile, budget = self.composed.score_map(), self.profile, self.budget
+        backbone, is_here = self.request.backbone, self.request.profile is None
 
         def work(folder: Path) -> Planned:
-            fitted = fit_to_budget(self.request.backbone, scores, budget, profile, folder)
-            solution = fitted.solution
+            fitted = fit_to_budget(backbone, scores, budget, profile, folder) if is_here else None
+            solution = fitted.solution if fitted else plan_cut(backbone.quantities, scores, budget, profile)
             return Planned(
                 plan=solution.plan.to_json(),
                 parameters=solution.parameters,
                 macs=solution.macs,
                 binding=solution.binding or "none",
-                corrections=fitted.corrections,
+                corrections=fitted.corrections if fitted else 0,
                 importance=solution.importance,
                 gap=solution.gap,
-                measured=fitted.measured,
+                forecast=solution.forecast,
+                measured=fitted.measured if fitted else None,
             )
 
-        return self.workspace.run("plan", [self._identity, budget, profile], work, Planned)
+        return self.workspace.run("plan", [self._identity, budget, profile, is_here], work, Planned)
 
     @property
     def plan(self) -> Plan:

@@ -45,7 +45,7 @@ from kiridashi_server.similarity.evidence import Evidence, weigh
 from kiridashi_server.similarity.measure import find_measure
 from kiridashi_server.tasks import Samples
 
-QUICK_PROBES = ProbeSettings(cuts=8, cliffs=())
+QUICK_PROBES = ProbeSettings(cuts=12, cliffs=())
 DEFAULT_MEASURE = "loo-leep"
 _MAX_CORRECTIONS = 1
 

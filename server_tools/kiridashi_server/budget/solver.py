@@ -23,7 +23,7 @@ from kiridashi_server.graph.plan import Plan
 from kiridashi_server.graph.polynomial import counted
 from kiridashi_server.graph.quantities import Quantities
 
-_LARGEST_MARGIN = 0.10
+LARGEST_MARGIN = 0.10
 _ROUNDING = 1e-9
 
 
@@ -67,7 +67,7 @@ def plan_cut(
     layout, costs = quantities.layout, quantities.costs
     options = candidates(layout, scores, multiple=profile.multiple, floor=floor)
     requirements, limits = Requirements.of(profile, quantities), _limits(budget)
-    margins = {name: 1 - min(profile.error[name], _LARGEST_MARGIN) for name in LIMITS}
+    margins = {name: 1 - min(profile.error[name], LARGEST_MARGIN) for name in LIMITS}
     expected = requirements.expected
 
     narrowed = {name: limit * margins[name] * (1 - _ROUNDING) for name, limit in limits.items()}

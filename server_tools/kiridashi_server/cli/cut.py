@@ -16,7 +16,7 @@ from kiridashi_server.cli.profile_source import PROFILE_HELP, read_profile
 from kiridashi_server.cli.task_source import TASK_HELP, few_samples, read_task
 
 if TYPE_CHECKING:
-    from kiridashi_server.cut_run import CutRun
+    from kiridashi_server.cut_run import CutRun, Planned
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +85,7 @@ def _outcome(run: CutRun) -> Outcome:
     data = {
         "bundle": str(run.bundle),
         "budget": msgspec.to_builtins(run.budget),
+        "forecast": msgspec.to_builtins(planned.forecast),
         "measured": msgspec.to_builtins(planned.measured),
         "binding": planned.binding,
         "importance": planned.importance,
@@ -95,16 +96,24 @@ def _outcome(run: CutRun) -> Outcome:
         "files": msgspec.to_builtins(exported.files),
         "dropped": list(exported.dropped),
     }
-    measured, best = planned.measured, planned.importance * (1 + planned.gap)
+    best = planned.importance * (1 + planned.gap)
     text = (
         f"{planned.parameters:,} of {parameters_dense:,} parameters stay; binding limit: {planned.binding}\n"
         f"{planned.importance:.2%} of the importance stays, {best:.2%} at most could\n"
-        f"measured: {measured.memory_bytes / MIB:.1f} MiB, {measured.file_bytes / MIB:.2f} MiB file, "
-        f"p95 {measured.latency_p95_ms:.3g} ms; budget {run.budget}\n"
+        f"{_needs(planned)}; budget {run.budget}\n"
         f"{run.composed.explanation}\n"
         f"next: kiridashi publish {run.bundle} --line {run.request.release.line}"
     )
     return Outcome(data, text)
+
+
+def _needs(planned: Planned) -> str:
+    needs = planned.measured or planned.forecast
+    memory, file = needs.memory_bytes / MIB, needs.file_bytes / MIB
+    text = f"{memory:.1f} MiB, {file:.2f} MiB file, p95 {needs.latency_p95_ms:.3g} ms"
+    if planned.measured is None:
+        return f"forecast: {text} (the device measures it before it goes live)"
+    return f"measured: {text}"
 
 
 COMMANDS = (Command("cut", "cut the backbone once for a new task, inside a budget", _configure, _run),)

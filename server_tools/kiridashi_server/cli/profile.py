@@ -73,12 +73,21 @@ def _fit(arguments: argparse.Namespace) -> Outcome:
     from kiridashi_server.budget.profile import fit_profile
 
     backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
-    profile = fit_profile(read_probe_set(arguments.probes), report, backbone.quantities)
+    probes = read_probe_set(arguments.probes)
+    if (probes.height, probes.width) != backbone.input_size[1:]:
+        raise InputError(
+            f"the probe set '{probes.name}' is of images of {probes.height} x {probes.width} pixels",
+            why=f"it was to be fitted for {arguments.image_size}",
+            next_step=f"kiridashi profile fit ... --image-size {probes.height}",
+        )
+    profile = fit_profile(probes, report, backbone.quantities)
     write_atomic(arguments.output, msgspec.json.format(msgspec.json.encode(profile)) + b"\n")
     return Outcome(msgspec.to_builtins(profile), _fitted(profile, arguments.output))
 
 
 def _fitted(profile: FittedProfile, path: Path) -> str:
+    from kiridashi_server.budget.solver import LARGEST_MARGIN
+
     dense, missed = profile.dense, profile.error
     found = sorted(profile.cliffs.items())
     cliffs = [f"odd multiples of {size} take {ratio:.2f} times as long" for size, ratio in found]
@@ -92,6 +101,11 @@ def _fitted(profile: FittedProfile, path: Path) -> str:
             f"nine of ten cuts left out of the fit were met within {missed['latency']:.1%} in latency, "
             f"{missed['memory']:.1%} in memory, {missed['file']:.1%} in file size",
             f"halves of a measurement differ by {profile.noise:.1%}; p95 is {profile.tail:.2f} of undisturbed time",
+            *(
+                f"more than the solver's largest margin of {LARGEST_MARGIN:.0%} in {name}: make a set of more --cuts"
+                for name, error in missed.items()
+                if error > LARGEST_MARGIN
+            ),
             f"  next: kiridashi cut --profile {path} ...",
         )
     )

@@ -55,7 +55,7 @@ def export_onnx(model: Classifier, example: Tensor, path: Path) -> None:
         with quiet_libraries(), torch.no_grad():
             captured = torch.export.export(_Outputs(model), (batch,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
             program = torch.onnx.export(
-                captured,
+                contiguous_attention(captured),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT_NAME],
@@ -72,6 +72,24 @@ def export_onnx(model: Classifier, example: Tensor, path: Path) -> None:
     if program is None:
         raise ExportError("the ONNX exporter returned no model")
     write_atomic(path, canonical_bytes(program.model_proto))
+
+
+def contiguous_attention(captured: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Lay the results of fused attention out plainly, in ``captured`` itself; the numbers stay the same.
+
+    The exporter decides how to reshape such a result while attention is one operator, and then takes attention
+    apart into others that lay theirs out differently; with a mask, that fails.
+    """
+    for node in list(captured.graph.nodes):
+        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+            with captured.graph.inserting_after(node):
+                plain = captured.graph.call_function(
+                    torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
+                )
+            plain.meta = dict(node.meta)
+            node.replace_all_uses_with(plain, delete_user_cb=lambda user, plain=plain: user is not plain)
+    captured.graph_module.recompile()
+    return captured
 
 
 def canonical_bytes(model: Any) -> bytes:

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from kiridashi_server.graph.cost import Term, evaluate_terms, sum_of_products
 from kiridashi_server.graph.dims import Dims
-from kiridashi_server.graph.program import operator_name
+from kiridashi_server.graph.nodes import operator_name
 from kiridashi_server.graph.tracker import Tracking
 
 VIEWS = frozenset(

@@ -16,17 +16,12 @@ import torch
 from kiridashi.artifacts import write_atomic
 from torch import Tensor, fx, nn
 
-from kiridashi_server.graph.dims import Atom, Dims, count, indices, size_of
+from kiridashi_server.graph.dims import Atom, Dim, Dims, count, indices, resolve, size_of
 from kiridashi_server.graph.errors import GraphError
 from kiridashi_server.graph.gates import Gated, insert_gates
+from kiridashi_server.graph.nodes import arguments, set_argument
 from kiridashi_server.graph.plan import Plan
-from kiridashi_server.graph.program import (
-    arguments,
-    assemble,
-    change_tensors,
-    copy_graph,
-    set_argument,
-)
+from kiridashi_server.graph.program import assemble, change_tensors, copy_graph
 from kiridashi_server.graph.rules import Pick, Result
 from kiridashi_server.graph.tracker import Tracking
 
@@ -53,10 +48,11 @@ def cut(program: fx.GraphModule, tracking: Tracking, plan: Plan) -> fx.GraphModu
         nodes[name].meta["val"] = _reshaped(nodes[name].meta.get("val"), result, counts)
     for average in tracking.averages:
         _keep_divisor(graph, nodes[average.node], count(average.dim, counts) / size_of(average.dim))
-    tensors = change_tensors(program, lambda name, tensor: _cut_tensor(tensor, tracking.tensors[name], kept))
+    chosen = _Chosen(kept, counts)
+    tensors = change_tensors(program, lambda name, tensor: chosen.of(tensor, tracking.tensors[name]))
     for pick in tracking.picks:
         _pick(graph, nodes[pick.node], pick, kept, tensors)
-    return assemble(graph, tensors, program.training)
+    return assemble(program, graph, tensors)
 
 
 def masked(program: fx.GraphModule, tracking: Tracking, plan: Plan) -> nn.Module:
@@ -84,13 +80,26 @@ class _Masked(nn.Module):
         return result
 
 
-def _cut_tensor(tensor: Tensor, dims: Dims, kept: Mapping[Atom, npt.NDArray[np.int64]]) -> Tensor:
-    small = tensor.detach()
-    for axis, dim in enumerate(dims):
-        chosen = indices(dim, kept)
-        if len(chosen) != small.shape[axis]:
-            small = small.index_select(axis, torch.from_numpy(chosen).to(small.device))
-    return small
+class _Chosen:
+    """What stays of tensors; the indices of a dimension are worked out once for all that run over it."""
+
+    def __init__(self, kept: Mapping[Atom, npt.NDArray[np.int64]], counts: Mapping[Atom, int]) -> None:
+        self.kept = kept
+        self.counts = counts
+        self.known: dict[Dim, Tensor] = {}
+
+    def of(self, tensor: Tensor, dims: Dims) -> Tensor:
+        """The part of ``tensor`` that stays."""
+        small = tensor.detach()
+        for axis, dim in enumerate(dims):
+            if count(dim, self.counts) != small.shape[axis]:
+                small = small.index_select(axis, self._indices(resolve(dim)).to(small.device))
+        return small
+
+    def _indices(self, dim: Dim) -> Tensor:
+        if dim not in self.known:
+            self.known[dim] = torch.from_numpy(indices(dim, self.kept))
+        return self.known[dim]
 
 
 def _resize(node: fx.Node, argument: str, position: int | None, size: int) -> None:

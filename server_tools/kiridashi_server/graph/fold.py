@@ -10,15 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from kiridashi_server.graph.program import (
-    arguments,
-    copy_program,
-    finish,
-    operator_name,
-    set_argument,
-    set_tensor,
-    tensor_of,
-)
+from kiridashi_server.graph.nodes import arguments, operator_name, set_argument
+from kiridashi_server.graph.program import copy_program, finish, set_tensor, tensor_of
 
 _CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 

@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from kiridashi_server.graph.dims import Atom, Dim, is_frozen, resolve, size_of
 from kiridashi_server.graph.errors import GraphError
 from kiridashi_server.graph.masked_norms import MASKED_NORMS
-from kiridashi_server.graph.program import arguments, copy_program, operator_name, set_argument
+from kiridashi_server.graph.nodes import arguments, operator_name, set_argument
+from kiridashi_server.graph.program import copy_program
 from kiridashi_server.graph.rules import Read
 from kiridashi_server.graph.tracker import OUTPUT, Tracking
 
@@ -85,13 +86,15 @@ def insert_gates(program: fx.GraphModule, tracking: Tracking) -> Gated:
     nodes = {node.name: node for node in gated.graph.nodes}
     entry = [node for node in gated.graph.nodes if node.op == "placeholder"][-1]
     vectors: dict[tuple[Atom, ...], fx.Node] = {}
+    dtype = next((parameter.dtype for parameter in gated.parameters()), torch.get_default_dtype())
 
     def vector(dim: Dim) -> fx.Node:
         key = resolve(dim)
         if key not in vectors:
             with gated.graph.inserting_after([entry, *vectors.values()][-1]):
-                vectors[key] = gated.graph.placeholder(f"gate_{len(vectors)}")
-                vectors[key].meta["val"] = torch.empty(size_of(dim), device="meta")
+                vectors[key] = made = gated.graph.placeholder("gate")
+                made.target = made.name  # its own, whatever the program's inputs are called
+                made.meta["val"] = torch.empty(size_of(dim), dtype=dtype, device="meta")
         return vectors[key]
 
     for read in tracking.reads:
@@ -113,6 +116,7 @@ def _multiply(graph: fx.Graph, reader: fx.Node, read: Read, vector: fx.Node) -> 
     if not isinstance(operand, fx.Node):
         raise GraphError(f"{read.node} does not read a tensor called {read.argument}")
     with graph.inserting_before(reader):
+        vector = _like(graph, vector, operand)
         if read.axis != -1:
             shape = [-1] + [1] * (-read.axis - 1)
             vector = graph.call_function(torch.ops.aten.reshape.default, (vector, shape))
@@ -126,10 +130,20 @@ def _multiply(graph: fx.Graph, reader: fx.Node, read: Read, vector: fx.Node) -> 
         set_argument(reader, read.argument, listed)
 
 
+def _like(graph: fx.Graph, vector: fx.Node, operand: fx.Node) -> fx.Node:
+    """The gates in the type of what they multiply, where a program computes in several."""
+    dtype = operand.meta["val"].dtype
+    return (
+        vector if vector.meta["val"].dtype == dtype else graph.call_function(torch.ops.aten.to.dtype, (vector, dtype))
+    )
+
+
 def _weigh(graph: fx.Graph, norm: fx.Node, vector: fx.Node) -> None:
     """Put the masked form of a normalisation in its place."""
-    with graph.inserting_after(norm):
-        masked = graph.call_function(MASKED_NORMS[operator_name(norm)], (vector, dict(arguments(norm))))
+    given = dict(arguments(norm))
+    with graph.inserting_before(norm):
+        vector = _like(graph, vector, given["input"])
+        masked = graph.call_function(MASKED_NORMS[operator_name(norm)], (vector, given))
     masked.meta = dict(norm.meta)
     norm.replace_all_uses_with(masked)
     graph.erase_node(norm)

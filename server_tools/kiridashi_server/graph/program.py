@@ -8,8 +8,7 @@ and buffers keep the names they had in the model, so everything else (layout, pl
 from __future__ import annotations
 
 import copy
-import inspect
-import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +16,27 @@ import torch
 from torch import Tensor, fx, nn
 
 from kiridashi_server.graph.errors import GraphError
+from kiridashi_server.graph.exporting import export, plain
+from kiridashi_server.graph.nodes import arguments, operator_name, set_argument
 
-_GUARDS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "_assert_async"})
-_EQUAL_SPLITS = frozenset({"chunk", "split"})
-_RESHAPES = frozenset({"view", "reshape", "_unsafe_view"})
+__all__ = [
+    "arguments",
+    "assemble",
+    "capture",
+    "change_tensors",
+    "copy_graph",
+    "copy_program",
+    "finish",
+    "operator_name",
+    "set_argument",
+    "set_tensor",
+    "tensor_names",
+    "tensor_of",
+    "tensors_of",
+    "weight_names",
+]
+
+_CONSTANT = re.compile(r"(lifted_tensor_|_tensor_constant)\d+$")
 
 
 def capture(module: nn.Module, example: Tensor | Sequence[Tensor], *, dynamic_batch: bool = True) -> fx.GraphModule:
@@ -35,12 +51,21 @@ def capture(module: nn.Module, example: Tensor | Sequence[Tensor], *, dynamic_ba
             those vary whose first size is that of the first input.
 
     Returns:
-        A program whose parameters and buffers have the model's names; those it never reads are left out.
+        A program whose parameters and buffers have the model's names; those it never reads are left out. It
+        changes nothing outside itself: state that the model updates as it runs has the captured value in every
+        run.
 
     Raises:
-        GraphError: ``torch.export`` cannot follow the model, or the model's output is no tensor.
+        GraphError: an example is no tensor, ``torch.export`` cannot follow the model, or the model's output is
+            no tensor.
     """
     examples = (example,) if isinstance(example, Tensor) else tuple(example)
+    if wrong := [type(given).__name__ for given in examples if not isinstance(given, Tensor)]:
+        raise GraphError(
+            f"the example inputs hold a {wrong[0]}",
+            why="a program takes tensors, each in a place of its own",
+            next_step="wrap the model in a module whose forward takes tensors",
+        )
     first = examples[0] if examples else torch.empty(0)
     if first.dim() < 1 or first.shape[0] < 1:
         raise GraphError(
@@ -48,12 +73,11 @@ def capture(module: nn.Module, example: Tensor | Sequence[Tensor], *, dynamic_ba
             why="its first dimension must be a batch of at least one",
             next_step="pass an example such as torch.zeros(1, 3, 224, 224)",
         )
-    model = copy.deepcopy(module).eval()
+    model = _copy(module).eval()
     # The exporter leaves marks on the tensors it is shown; the caller's shall not have them.
     examples = tuple(given.detach() for given in examples)
-    shown, shapes = _with_batch(model, examples) if dynamic_batch else (examples, None)
     try:
-        exported = torch.export.export(model, shown, dynamic_shapes=shapes)
+        exported = export(model, examples, dynamic_batch=dynamic_batch)
     except Exception as error:  # the exporter raises errors of many unrelated classes
         raise GraphError(
             f"{type(module).__name__} cannot be exported",
@@ -61,92 +85,27 @@ def capture(module: nn.Module, example: Tensor | Sequence[Tensor], *, dynamic_ba
             next_step="try torch.export.export(model.eval(), (example,)) for the full report"
             + (", or capture it with dynamic_batch=False" if dynamic_batch else ""),
         ) from error
-    return _plain(exported.module(), type(module).__name__)
+    return plain(exported, type(module).__name__)
 
 
-def _with_batch(model: nn.Module, examples: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-    """The inputs as they are shown to the exporter, and which of their sizes vary."""
-    batch = examples[0].shape[0]
-    varies = [example.dim() > 0 and example.shape[0] == batch for example in examples]
-    # The exporter treats sizes 0 and 1 as constants, so a batch that shall vary is shown as two.
-    shown = tuple(
-        torch.cat([example, example]) if vary and batch == 1 else example
-        for example, vary in zip(examples, varies, strict=True)
-    )
-    shapes = tuple({0: torch.export.Dim.DYNAMIC} if vary else None for vary in varies)
-    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
-    named = kinds.index(inspect.Parameter.VAR_POSITIONAL) if inspect.Parameter.VAR_POSITIONAL in kinds else len(shapes)
-    if named < len(shapes):  # the exporter wants those of ``*inputs`` together
-        return shown, (*shapes[:named], shapes[named:])
-    return shown, shapes
+def _copy(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # what a module holds may refuse to be copied for reasons of its own
+        raise GraphError(
+            f"{type(module).__name__} cannot be copied",
+            why=f"{type(error).__name__}: {_first_line(error)}",
+            next_step="capture it before it runs, or run it under torch.no_grad(): some models keep results",
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
-def _plain(exported: fx.GraphModule, name: str) -> fx.GraphModule:
-    """A graph module that is called like a function: no pytree codes, guards or unused tensors."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in exported.graph.nodes:
-        wanted = node.users or node.op in ("placeholder", "output")
-        if node.op == "call_module" or operator_name(node) in _GUARDS or not wanted:
-            continue  # the exporter's guards on sizes and types, and what nothing reads
-        if node.op == "output":
-            graph.output(fx.map_arg(_single_output(node.args[0], exported, name), copies.__getitem__))
-        else:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-            _name_sizes(copies[node])
-            _infer_size(copies[node])
-    graph.eliminate_dead_code()
-    graph.lint()
-    program = fx.GraphModule(exported, graph, class_name="Program")
-    program.train(False)
-    return program
-
-
-def _name_sizes(node: fx.Node) -> None:
-    """Turn a split into equal parts into one that names its sizes, so that parts may differ after a cut."""
-    if operator_name(node) not in _EQUAL_SPLITS or "dim" not in arguments(node):
-        return
-    axis = arguments(node)["dim"]
-    sizes = [part.shape[axis] for part in node.meta["val"]]
-    if all(isinstance(size, int) for size in sizes):
-        node.target = torch.ops.aten.split_with_sizes.default
-        node.args, node.kwargs = (node.args[0], sizes, axis), {}
-
-
-def _infer_size(node: fx.Node) -> None:
-    """Let a reshape infer the one size that the graph computes from the batch, so that a cut need not know how."""
-    if operator_name(node) not in _RESHAPES:
-        return
-    argument = "size" if "size" in arguments(node) else "shape"
-    sizes = list(arguments(node)[argument])
-    computed = [position for position, size in enumerate(sizes) if isinstance(size, fx.Node)]
-    if len(computed) == 1 and -1 not in sizes:
-        sizes[computed[0]] = -1
-        set_argument(node, argument, sizes)
-
-
-def _single_output(leaves: Any, exported: fx.GraphModule, name: str) -> Any:
-    """The output as the model gave it: one tensor, or a flat tuple of tensors."""
-    spec = exported._out_spec
-    if spec is None:
-        raise GraphError(f"{name} was exported without a description of its output")
-    plain = spec.is_leaf() or (spec.type in (tuple, list) and all(child.is_leaf() for child in spec.children()))
-    if not plain or not all(isinstance(leaf, fx.Node) for leaf in leaves):
-        raise GraphError(
-            f"{name} returns {'a ' + spec.type.__name__ if spec.type else 'no tensor'}",
-            why="a program returns a tensor or a tuple of tensors",
-            next_step="wrap the model in a module whose forward returns the tensor that is wanted",
-        )
-    return leaves[0] if spec.is_leaf() else tuple(leaves)
-
-
 def copy_program(program: fx.GraphModule) -> fx.GraphModule:
     """An independent copy: own parameters and buffers, own graph, same node names."""
-    return assemble(copy_graph(program), change_tensors(program, lambda name, tensor: tensor), program.training)
+    return assemble(program, copy_graph(program), change_tensors(program, lambda name, tensor: tensor))
 
 
 def copy_graph(program: fx.GraphModule) -> fx.Graph:
@@ -164,8 +123,7 @@ def change_tensors(program: fx.GraphModule, change: Callable[[str, Tensor], Tens
     """
     own: dict[int, Tensor] = {}
     changed: dict[str, Tensor] = {}
-    for name in tensor_names(program):
-        tensor = tensor_of(program, name)
+    for name, tensor in tensors_of(program).items():
         if id(tensor) not in own:
             value = change(name, tensor).detach()
             value = value.clone() if value.data_ptr() == tensor.data_ptr() else value
@@ -174,54 +132,38 @@ def change_tensors(program: fx.GraphModule, change: Callable[[str, Tensor], Tens
     return changed
 
 
-def assemble(graph: fx.Graph, tensors: Mapping[str, Tensor], training: bool) -> fx.GraphModule:
-    """A program of ``graph`` and these tensors; the code is generated once."""
+def assemble(source: fx.GraphModule, graph: fx.Graph, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    """A program of ``graph`` and these tensors, all else as in ``source``; the code is generated once.
+
+    Bodies of conditions and the like, which hold no tensors, are shared with ``source``.
+    """
     program = fx.GraphModule(nn.Module(), fx.Graph(), class_name="Program")
+    owners: dict[str, nn.Module] = {"": program}
     for name, tensor in tensors.items():
-        set_tensor(program, name, tensor)
+        path, _, leaf = name.rpartition(".")
+        _register(_owner(owners, path), leaf, tensor)
+    for name, body in _attributes(source).items():
+        if isinstance(body, nn.Module):
+            program.add_submodule(name, body)
     program.graph = graph
-    program.train(training)
+    program.train(source.training)
     return program
 
 
-def operator_name(node: fx.Node) -> str:
-    """The operator's name: ``conv2d`` for every overload of ``aten::conv2d``, ``python.mul`` for ``*``."""
-    if node.op != "call_function":
-        return node.op
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        namespace, _, name = target._schema.name.partition("::")
-        return name if namespace == "aten" else f"{namespace}.{name}"
-    if target is operator.getitem:
-        return "getitem"
-    return f"python.{getattr(target, '__name__', str(target))}"
+def _owner(owners: dict[str, nn.Module], path: str) -> nn.Module:
+    """The module at ``path``, made on the way down if it is new."""
+    if path not in owners:
+        above, _, leaf = path.rpartition(".")
+        owners[path] = nn.Module()
+        _owner(owners, above).add_module(leaf, owners[path])
+    return owners[path]
 
 
-def arguments(node: fx.Node) -> Mapping[str, Any]:
-    """The call's arguments by the names of the operator's schema, its defaults filled in."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return {str(i): value for i, value in enumerate(node.args)} | dict(node.kwargs)
-    values: dict[str, Any] = {}
-    for position, argument in enumerate(node.target._schema.arguments):
-        if position < len(node.args):
-            values[argument.name] = node.args[position]
-        else:
-            values[argument.name] = node.kwargs.get(argument.name, argument.default_value)
-    return values
-
-
-def set_argument(node: fx.Node, name: str, value: Any) -> None:
-    """Replace one argument of an operator call, whether it was given by place or by name."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        raise TypeError(f"{node.name} is no operator call")
-    for position, argument in enumerate(node.target._schema.arguments):
-        if argument.name == name:
-            if position < len(node.args):
-                node.update_arg(position, value)
-            else:
-                node.update_kwarg(name, value)
-            return
-    raise KeyError(f"{operator_name(node)} has no argument {name!r}")
+def _register(owner: nn.Module, leaf: str, value: Tensor) -> None:
+    if isinstance(value, nn.Parameter):
+        owner.register_parameter(leaf, value)
+    else:
+        owner.register_buffer(leaf, value)
 
 
 def tensor_of(program: fx.GraphModule, name: str) -> Tensor:
@@ -256,15 +198,35 @@ def set_tensor(program: fx.GraphModule, name: str, value: Tensor) -> None:
         owner = child
     if hasattr(owner, leaf):
         delattr(owner, leaf)
-    if isinstance(value, nn.Parameter):
-        owner.register_parameter(leaf, value)
-    else:
-        owner.register_buffer(leaf, value)
+    _register(owner, leaf, value)
+
+
+def tensors_of(program: fx.GraphModule) -> dict[str, Tensor]:
+    """All tensors the graph reads by name, in the order of first mention."""
+    return {name: value for name, value in _attributes(program).items() if isinstance(value, Tensor)}
 
 
 def tensor_names(program: fx.GraphModule) -> tuple[str, ...]:
     """Names of all tensors the graph reads, in the order of first mention, each once."""
-    return tuple(dict.fromkeys(str(node.target) for node in program.graph.nodes if node.op == "get_attr"))
+    return tuple(tensors_of(program))
+
+
+def weight_names(program: fx.GraphModule) -> tuple[str, ...]:
+    """:func:`tensor_names` without the constants of the model's code, whose names the exporter makes up."""
+    return tuple(name for name in tensor_names(program) if not _CONSTANT.match(name.rpartition(".")[2]))
+
+
+def _attributes(program: fx.GraphModule) -> dict[str, Any]:
+    """What the graph reads of its module: tensors, and the bodies of conditions and the like."""
+    owners: dict[str, nn.Module] = {}
+    found: dict[str, Any] = {}
+    for node in program.graph.find_nodes(op="get_attr"):
+        name = str(node.target)
+        path, _, leaf = name.rpartition(".")
+        if path not in owners:
+            owners[path] = program.get_submodule(path)
+        found[name] = getattr(owners[path], leaf)
+    return found
 
 
 def finish(program: fx.GraphModule) -> fx.GraphModule:

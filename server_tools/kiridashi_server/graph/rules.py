@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from kiridashi_server.graph.dims import ONE, Dim, Dims, freeze, fresh, size_of
-from kiridashi_server.graph.program import arguments, operator_name
+from kiridashi_server.graph.nodes import arguments, operator_name
 
 Result: TypeAlias = Dims | tuple[Dims, ...]
 Rule: TypeAlias = "Callable[[Call], Result | None]"

@@ -10,7 +10,8 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from kiridashi_server.graph.errors import GraphError
-from kiridashi_server.graph.program import arguments, copy_program, operator_name, set_argument
+from kiridashi_server.graph.nodes import arguments, operator_name, set_argument
+from kiridashi_server.graph.program import copy_program
 
 
 def set_batch_norm_training(program: fx.GraphModule, on: bool) -> None:

@@ -14,7 +14,8 @@ from kiridashi_server.graph import operators
 from kiridashi_server.graph.dims import Atom, Dims, freeze, freeze_all, fresh, is_frozen, leaves, reason_of, size_of
 from kiridashi_server.graph.errors import GraphError
 from kiridashi_server.graph.layout import Frozen, Group, Kind, Layout, Member
-from kiridashi_server.graph.program import operator_name, tensor_names, tensor_of
+from kiridashi_server.graph.nodes import operator_name
+from kiridashi_server.graph.program import tensors_of
 from kiridashi_server.graph.protection import Protection
 from kiridashi_server.graph.rules import Average, Call, Norm, Notes, Pick, Read, Result, Slot, Work, find_rule, shape_of
 
@@ -87,20 +88,19 @@ def track(
         GraphError: ``cuttable_output`` and the output is not one tensor with a batch and one more dimension;
             or a name in ``protect`` that nothing has.
     """
-    protection = Protection.of(protect, tensor_names(program))
-    return _Tracker(program, protection, cuttable_output=cuttable_output, cut_normalised=cut_normalised).run()
+    return _Tracker(program, protect, cuttable_output=cuttable_output, cut_normalised=cut_normalised).run()
 
 
 class _Tracker:
     def __init__(
-        self, program: fx.GraphModule, protection: Protection, *, cuttable_output: bool, cut_normalised: bool
+        self, program: fx.GraphModule, protect: Iterable[str], *, cuttable_output: bool, cut_normalised: bool
     ) -> None:
         self.program = program
-        self.protection = protection
+        self.objects = tensors_of(program)
+        self.protection = Protection.of(protect, tuple(self.objects))
         self.cuttable_output = cuttable_output
         self.cut_normalised = cut_normalised
         self.known: dict[fx.Node, Result] = {}
-        self.objects: dict[str, Tensor] = {}
         self.tensors: dict[str, Dims] = {}
         self.by_identity: dict[int, Dims] = {}
         self.notes = Notes()
@@ -110,13 +110,13 @@ class _Tracker:
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 self.known[node] = self._input(node)
-            elif node.op == "get_attr":
+            elif node.op == "get_attr" and node.target in self.objects:
                 self.known[node] = self._tensor(str(node.target))
                 if not isinstance(self.objects[str(node.target)], nn.Parameter):
                     self.notes.constants.add(node)
             elif node.op == "output":
                 self._output(node)
-            else:
+            elif node.op == "call_function":
                 self._call(node)
         parameters = tuple(self._parameters())
         atoms, layout = _groups(self.tensors, parameters, self.notes)
@@ -141,7 +141,7 @@ class _Tracker:
     def _tensor(self, name: str) -> Dims:
         """Dimensions of a parameter or buffer; one tensor under two names has the same ones."""
         if name not in self.tensors:
-            tensor = self.objects[name] = tensor_of(self.program, name)
+            tensor = self.objects[name]
             self.tensors[name] = self.by_identity.setdefault(id(tensor), [fresh(size) for size in tensor.shape])
             if self.protection.covers(name):
                 freeze_all(self.tensors[name], "protected")

@@ -18,8 +18,8 @@ from torch import Tensor, fx
 
 from kiridashi_server.graph.activations import VIEWS
 from kiridashi_server.graph.dims import Atom, Dim, Dims, resolve
+from kiridashi_server.graph.nodes import operator_name
 from kiridashi_server.graph.polynomial import Factor, Polynomial, Shape, evaluate, shaped
-from kiridashi_server.graph.program import operator_name
 from kiridashi_server.graph.rules import BATCH, Work
 from kiridashi_server.graph.tracker import Tracking
 
@@ -119,7 +119,8 @@ class _Counter:
         groups = [names[atom] for atom in atoms if atom in names]
         rest = [atom for atom in atoms if atom not in names]
         if len(groups) > 1 or any(atom.pieces for atom in rest):
-            return self._product(atoms)
+            # Several groups fill blocks or not as one; they are taken as if they did.
+            return self._product(atoms) if shape in ("count", "filled") else {}
         scale = 1
         for atom in rest:
             scale *= atom.size // BATCH if atom.size % BATCH == 0 else atom.size
@@ -131,7 +132,7 @@ class _Counter:
         return {(Factor(groups[0], scale, shape, self._block),): 1.0}
 
     def _product(self, atoms: Iterable[Atom]) -> _Sum:
-        """A product of several groups, which fills blocks or not as one: taken as it is."""
+        """A product of several groups."""
         total: _Sum = {(): 1.0}
         for atom in atoms:
             pieces = atom.pieces or None

@@ -121,7 +121,7 @@ class _Quickstart:
         tell = self._narrator.fact
         tell(cut.composed.explanation)
         tell(f"the dense model needs {cut.profile.dense.latency_p95_ms:.2f} ms (p95) here; the budget is {cut.budget}")
-        if too_busy(cut.profile.dense) and self._settings.budget is None:
+        if too_busy(cut.profile) and self._settings.budget is None:
             tell("this machine is too busy to judge a tail: the default budget leaves latency unlimited")
         planned = cut.planned
         tell(f"{planned.parameters / 1e6:.2f} M parameters stay; the binding limit is {planned.binding}")

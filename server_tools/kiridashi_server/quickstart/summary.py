@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from kiridashi.budget import Measurement, judge
+from kiridashi.errors import StateError
 from kiridashi.messages import LineState
 
 from kiridashi_server.bank.record import Record
@@ -139,6 +140,8 @@ def _plan_entry(cut: CutRun, costs: CostModel) -> PlanEntry:
 def _measured_entry(found: Findings) -> MeasuredEntry:
     """The device's own measurement of the file it runs, with its verdict."""
     measured = found.state.measured or found.cut.planned.measured
+    if measured is None:
+        raise StateError("the device reported no measurement", next_step="kiridashi-agent status")
     fields = {name: getattr(measured, name) for name in Measurement.__struct_fields__}
     within = judge(found.cut.budget, measured).within
     return MeasuredEntry(**fields, verdict="within" if within else "exceeded", artifact=found.state.artifact)
@@ -188,7 +191,7 @@ def _notes(found: Findings) -> list[str]:
             "The one-shot cut is the uniform bank's cut: similarity decided that the bank may be used, and its weights "
             "are equal, because tilting them has not yet shown that it helps."
         )
-    if too_busy(found.cut.profile.dense):
+    if too_busy(found.cut.profile):
         notes.append(
             "Other work disturbed the measurements: the dense model's p95 is more than three times its median. "
             "Latencies of this run say little about the models; run it again on a quiet machine."

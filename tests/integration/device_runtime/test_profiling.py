@@ -186,20 +186,21 @@ def test_without_the_runtime(shipped: Path, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.usefixtures("quick")
 def test_the_time_is_kept_and_calls_add_up(shipped: Path, tmp_path: Path) -> None:
-    folder, record = make_set(shipped, tmp_path / "set", 16), tmp_path / "record"
+    graphs = 40  # starting a process for each takes longer than one call may
+    folder, record = make_set(shipped, tmp_path / "set", graphs), tmp_path / "record"
     steps = []
-    for _ in range(40):
+    for _ in range(80):
         begun = time.monotonic()
-        report = measure_probes(folder, record, settings(seconds=4.0))
-        assert time.monotonic() - begun < 5.0
+        report = measure_probes(folder, record, settings(seconds=3.0))
+        assert time.monotonic() - begun < 4.5
         kept = msgspec.json.decode(record.read_bytes(), type=Record) if record.exists() else None
-        steps.append(sum(kept.steps(f"cut-{n}.onnx") for n in range(16)) if kept else 0)
+        steps.append(sum(kept.steps(f"cut-{n}.onnx") for n in range(graphs)) if kept else 0)
         if report.complete:
             break
     assert report.complete
     assert len(steps) > 1
     assert steps == sorted(steps)
-    assert report.seconds > 4.0
+    assert report.seconds > 3.0
 
 
 def test_cancelling_stops_at_once_and_keeps_the_record(shipped: Path, tmp_path: Path) -> None:
@@ -267,8 +268,8 @@ def test_the_command_tells_what_it_found(shipped: Path, tmp_path: Path, capsys: 
     common = ["measure", "--profile", str(folder), "--state", str(tmp_path)]
     assert main([*common, "--seconds", "0.01"]) == ExitCode.MEASURE
     assert "0.01 s are too short" in capsys.readouterr().err
-    many, output = make_set(shipped, tmp_path / "many", 16), tmp_path / "report.json"
-    unfinished = ["measure", "--profile", str(many), "--state", str(tmp_path), "-o", str(output), "--seconds", "4"]
+    many, output = make_set(shipped, tmp_path / "many", 40), tmp_path / "report.json"
+    unfinished = ["measure", "--profile", str(many), "--state", str(tmp_path), "-o", str(output), "--seconds", "3"]
     assert main(unfinished) == ExitCode.MEASURE
     assert not decode_probe_report(output.read_bytes()).complete
     assert "the same command goes on" in capsys.readouterr().out

@@ -7,24 +7,39 @@ import msgspec
 import pytest
 from kiridashi import command
 from kiridashi.errors import ExitCode
+from kiridashi_server.backbone import Backbone
 from kiridashi_server.budget import Profile
+from kiridashi_server.budget.requirements import Requirements
 from kiridashi_server.cli import bank, front
 from kiridashi_server.tasks import Task, save_task_folder
 from tiny_science import tiny_samples
 
-PROFILE = Profile(
-    runtime="onnxruntime",
-    threads=1,
-    hardware="real",
-    machine="bench",
-    points=(),
-    memory=(50e6, 8.0),
-    file=(2_000.0, 4.0),
-    latency=(0.01, 1e-7, 1e-8),
-    tail=1.2,
-    error=(0.0, 0.0, 0.0),
-    channel_multiple=16,
-)
+
+@pytest.fixture(scope="module")
+def profile():
+    """A profile of the real backbone at 32 pixels, with made-up prices."""
+    backbone = Backbone.load(image_size=32)
+    return Profile(
+        device_class="bench",
+        hardware="real",
+        runtime_name="onnxruntime",
+        runtime="onnxruntime 1",
+        threads=1,
+        backbone_fingerprint=backbone.fingerprint,
+        layout_digest=backbone.layout.digest,
+        macs=backbone.costs.macs({}),
+        points=(),
+        block=16,
+        multiple=16,
+        block_errors={},
+        cliffs={},
+        memory={"fixed": 50e6, "parameters": 8.0},
+        file={"fixed": 2_000.0, "parameters": 4.0},
+        latency={"fixed": 0.01, "weights": 1e-7, "dense": 1e-8},
+        tail=1.2,
+        noise=0.0,
+        error={"memory": 0.0, "file": 0.0, "latency": 0.0},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +74,16 @@ def test_a_front_of_parameters_with_its_picture(capsys, place):
     assert data["picture"] == str(place / "front.svg")
 
 
-def test_a_front_of_latency_keeps_the_profiles_multiple(capsys, place):
-    (place / "profile.json").write_bytes(msgspec.json.encode(PROFILE))
+def test_a_front_of_latency_keeps_the_profiles_multiple(capsys, place, profile):
+    (place / "profile.json").write_bytes(msgspec.json.encode(profile))
     code, data = _front(capsys, place, "--size", "latency", "--profile", place / "profile.json")
     assert code == 0
+    requirements = Requirements.of(profile, Backbone.load(image_size=32).quantities)
     for point in data["points"]:
-        forecast = PROFILE.forecast(point["parameters"], point["macs"])
-        assert point["size"] == pytest.approx(forecast.latency_p95_ms)
+        assert point["size"] == pytest.approx(requirements.forecast(point["widths"]).latency_p95_ms)
     dense = data["points"][-1]["widths"]
     widths = [(dense[name], width) for point in data["points"] for name, width in point["widths"].items()]
-    assert all(width % 16 == 0 or width == whole or whole < 32 for whole, width in widths)
+    assert all(width % 16 == 0 or width == whole for whole, width in widths)
 
 
 def test_latency_needs_a_profile(capsys, place):

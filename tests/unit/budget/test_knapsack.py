@@ -13,7 +13,8 @@ from kiridashi.errors import InputError
 from kiridashi_server.budget.elimination import Box, Elimination
 from kiridashi_server.budget.front import front
 from kiridashi_server.budget.knapsack import Optimum, solve
-from kiridashi_server.budget.problem import Choice, Problem, Resource, evaluate
+from kiridashi_server.budget.problem import Choice, Problem, Resource
+from kiridashi_server.graph.polynomial import Factor, Polynomial, counted, evaluate
 
 from benchmarks.knapsacks import ilp_optimum, inverted_residuals, small_network, vision_transformer
 
@@ -22,7 +23,7 @@ Instance = tuple[list[Choice], list[Resource]]
 
 @st.composite
 def instances(draw: st.DrawFn) -> Instance:
-    """Up to four groups of up to four widths; products of up to three groups, squares; one to three resources."""
+    """Up to four groups of up to four widths; products of up to three factors, squares; one to three resources."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     choices = []
     for index in range(draw(st.integers(1, 4))):
@@ -30,8 +31,9 @@ def instances(draw: st.DrawFn) -> Instance:
         widths = np.sort(rng.choice(np.arange(1, 13), size=count, replace=False)).astype(np.int64)
         values = rng.gamma(0.5, size=count).cumsum() * draw(st.sampled_from([0.0, 1.0, 10.0]))
         choices.append(Choice(f"g{index}", widths, values))
-    names = [choice.group for choice in choices]
-    monomials = draw(st.lists(st.lists(st.sampled_from(names), max_size=3).map(tuple), min_size=1, max_size=6))
+    names = st.sampled_from([choice.group for choice in choices])
+    factors = st.builds(Factor, names, st.integers(1, 2), st.sampled_from(["count", "filled"]), st.sampled_from([1, 4]))
+    monomials = draw(st.lists(st.lists(factors, max_size=3).map(tuple), min_size=1, max_size=6))
     resources = []
     for index in range(draw(st.integers(1, 3))):
         terms = tuple((float(rng.integers(0, 5)), monomial) for monomial in monomials)
@@ -40,8 +42,15 @@ def instances(draw: st.DrawFn) -> Instance:
     return choices, resources
 
 
-def _cost(terms: Sequence[tuple[float, tuple[str, ...]]], widths: dict[str, int]) -> float:
-    return sum(coefficient * float(np.prod([widths[name] for name in names])) for coefficient, names in terms)
+def _cost(terms: Polynomial, widths: dict[str, int]) -> float:
+    """As the terms say, written out again: widths are rounded up one by one."""
+    total = 0.0
+    for coefficient, factors in terms:
+        for factor in factors:
+            width = factor.scale * widths[factor.group]
+            coefficient *= width if factor.shape == "count" else factor.block * ((width - 1) // factor.block + 1)
+        total += coefficient
+    return total
 
 
 def _within(resources: Sequence[Resource], widths: dict[str, int]) -> bool:
@@ -133,7 +142,7 @@ def test_a_densely_coupled_network_is_relaxed_and_still_solved_closely() -> None
     rng = np.random.default_rng(0)
     widths = np.arange(8, 65, 8, dtype=np.int64)
     choices = [Choice(n, widths, np.sort(rng.gamma(1.0, size=64))[::-1].cumsum()[widths - 1]) for n in names]
-    terms = tuple((1.0, (left, right)) for place, left in enumerate(names) for right in names[place + 1 :])
+    terms = counted((1.0, (left, right)) for place, left in enumerate(names) for right in names[place + 1 :])
     limit = 0.4 * sum(64.0 * 64 for _ in terms)
     resources = [Resource("size", terms, limit)]
     assert not Elimination(Problem.of(choices, resources), largest_table=2**12).exact
@@ -141,6 +150,16 @@ def test_a_densely_coupled_network_is_relaxed_and_still_solved_closely() -> None
     assert optimum is not None
     assert _cost(terms, optimum.widths) <= limit
     assert optimum.gap < 0.05
+
+
+def test_a_function_that_falls_is_taken_as_the_largest_one_below_that_does_not() -> None:
+    """A width of 16 fills its blocks and 12 does not: what 12 costs more than 16 the solver does not see."""
+    choice = Choice("a", np.array([8, 12, 16, 20]), np.array([1.0, 2.0, 3.0, 4.0]))
+    ragged = Resource("time", ((1.0, (Factor("a", 1, "ragged", 8),)),), 0.0)
+    assert np.array_equal(Problem.of([choice], [ragged]).tables[0], [0.0, 0.0, 0.0, 20.0])
+    optimum = solve([choice], [ragged])
+    assert optimum is not None
+    assert optimum.widths == {"a": 16}
 
 
 def test_the_same_question_has_the_same_answer() -> None:
@@ -163,15 +182,15 @@ def test_the_same_question_has_the_same_answer() -> None:
 def test_choices_out_of_order_are_refused(change: dict[str, np.ndarray], message: str) -> None:
     choice = Choice("a", **{"widths": np.array([8, 16]), "values": np.array([1.0, 2.0]), **change})
     with pytest.raises(InputError, match=message):
-        solve([choice], [Resource("size", ((1.0, ("a",)),), 10)])
+        solve([choice], [Resource("size", counted([(1.0, ("a",))]), 10)])
 
 
 @pytest.mark.parametrize(
     ("resource", "message"),
     [
-        (Resource("size", ((1.0, ("b",)),), 10), "no widths"),
-        (Resource("size", ((-1.0, ("a",)),), 10), "out of range"),
-        (Resource("size", ((1.0, ("a",)),), float("nan")), "out of range"),
+        (Resource("size", counted([(1.0, ("b",))]), 10), "no widths"),
+        (Resource("size", counted([(-1.0, ("a",))]), 10), "out of range"),
+        (Resource("size", counted([(1.0, ("a",))]), float("nan")), "out of range"),
     ],
 )
 def test_resources_that_cannot_be_limited_are_refused(resource: Resource, message: str) -> None:

@@ -1,76 +1,210 @@
-"""Fitting a device's measurements and forecasting other cuts."""
+"""Fitting a device's measurements, and what is made of them."""
+
+from collections.abc import Callable, Mapping
 
 import msgspec
+import numpy as np
 import pytest
+import torch
 from kiridashi.budget import Measurement
 from kiridashi.errors import InputError
-from kiridashi_server.budget import ProfilePoint, fit_profile
+from kiridashi.manifest import Artifact
+from kiridashi.probes import ProbeGraph, ProbeReport, ProbeSet, Timing
+from kiridashi_server.budget.probes import random_widths
+from kiridashi_server.budget.profile import Profile, fit_profile, points_of, price
+from kiridashi_server.budget.requirements import Requirements
+from kiridashi_server.graph import capture, track
+from kiridashi_server.graph.quantities import Quantities
+from torch import nn
+
+NETWORK = nn.Sequential(
+    nn.Conv2d(3, 64, 3, padding=1),
+    nn.ReLU(),
+    nn.Conv2d(64, 64, 3, padding=1, groups=64),
+    nn.ReLU(),
+    nn.Conv2d(64, 128, 1),
+    nn.ReLU(),
+    nn.Conv2d(128, 96, 1),
+    nn.AdaptiveAvgPool2d(1),
+    nn.Flatten(),
+)
+PROGRAM = capture(NETWORK, torch.zeros(1, 3, 16, 16))
+QUANTITIES = Quantities.of(PROGRAM, track(PROGRAM, cuttable_output=True))
+LAYOUT = QUANTITIES.layout
+TRUTH = {"fixed": 0.02, "weights": 2e-7, "dense": 5e-8, "dense-ragged": 4e-8, "depthwise": 3e-7}
+Time = Callable[[Mapping[str, int]], float]
 
 
-def measured(parameters: int, macs: int, noise: float = 1.0, runtime: str = "onnxruntime") -> ProfilePoint:
-    latency = (0.05 + 1e-7 * parameters + 4e-8 * macs) * noise
-    return ProfilePoint(
-        parameters,
-        macs,
-        Measurement(
-            memory_bytes=60_000_000 + 9 * parameters,
-            file_bytes=150_000 + 4 * parameters,
-            latency_p50_ms=latency / 1.25,
-            latency_p95_ms=latency,
-            latency_p99_ms=latency * 1.2,
-            load_ms=20.0,
-            runs=100,
-            runtime=runtime,
-            threads=1,
-            hardware="real",
-        ),
+def truth(widths: Mapping[str, int]) -> float:
+    """A device whose kernels work on blocks of 16 channels."""
+    return price(TRUTH, QUANTITIES.workload(16).at(widths))
+
+
+def probe_set(multiples: tuple[int, ...] = (8, 16), cuts: int = 20, cliffs: tuple[int, ...] = ()) -> ProbeSet:
+    rng = np.random.default_rng(0)
+    graphs = [_graph("dense", dict(LAYOUT.sizes))]
+    for number, share in enumerate(np.linspace(0.2, 0.95, cuts)):
+        widths = random_widths(LAYOUT, float(share), 0.4, multiples[number % len(multiples)], rng)
+        graphs.append(_graph(f"cut-{number}", widths))
+    for multiple in cliffs:
+        graphs.append(_graph(f"multiple-{multiple}", dict.fromkeys(LAYOUT.sizes, 5 * multiple), multiple))
+    return ProbeSet(
+        name="tiny-16-onnxruntime",
+        backbone="tiny",
+        backbone_fingerprint="0" * 64,
+        layout_digest=LAYOUT.digest,
+        height=16,
+        width=16,
+        runtime="onnxruntime",
+        graphs=tuple(graphs),
     )
 
 
-POINTS = [
-    measured(3_371_008, 31_339_392),
-    measured(1_700_000, 15_000_000),
-    measured(900_000, 11_000_000),
-    measured(350_000, 3_000_000),
-]
+def _graph(name: str, widths: dict[str, int], multiple: int = 0) -> ProbeGraph:
+    size = 1_000 + 4 * QUANTITIES.costs.parameters(widths)
+    artifact = Artifact(f"{name}.onnx", "onnx-fp32", size, "0" * 64, ("0" * 64,) * (size // 262_144 + 1))
+    return ProbeGraph(artifact, "multiple" if multiple else "cut", widths, multiple)
 
 
-def test_a_noiseless_linear_device_is_forecast_exactly() -> None:
-    profile = fit_profile(POINTS, "bench")
-    expected = profile.forecast(1_000_000, 7_000_000)
-    assert expected.latency_p95_ms == pytest.approx(0.05 + 0.1 + 0.28, rel=1e-6)
-    assert expected.memory_bytes == pytest.approx(69_000_000, rel=1e-6)
-    assert expected.file_bytes == pytest.approx(4_150_000, rel=1e-6)
-    assert max(profile.error) < 1e-6
+def report_of(probes: ProbeSet, time: Time = truth, tail: float = 1.5) -> ProbeReport:
+    timings = []
+    for graph in probes.graphs:
+        quiet = time(graph.widths)
+        memory = 40e6 + 9 * QUANTITIES.costs.parameters(graph.widths) + 6 * QUANTITIES.alive(graph.widths)
+        timings.append(
+            Timing(
+                name=graph.artifact.name,
+                quiet_ms=quiet,
+                halves_ms=(quiet * 1.02, quiet),
+                anchor_ms=1.0,
+                runs=100,
+                p50_ms=quiet * 1.1,
+                p95_ms=quiet * tail,
+                memory_bytes=round(memory),
+                load_ms=5.0,
+            )
+        )
+    return ProbeReport(
+        probes=probes.digest,
+        device_class="bench",
+        runtime="onnxruntime 1",
+        threads=1,
+        hardware="real",
+        timings=tuple(timings),
+        seconds=60.0,
+        complete=True,
+    )
 
 
-def test_the_error_is_the_largest_relative_residual() -> None:
-    noisy = [*POINTS[:-1], measured(350_000, 3_000_000, noise=1.4)]
-    profile = fit_profile(noisy, "bench")
-    residuals = [
-        abs(profile.forecast(p.parameters, p.macs).latency_p95_ms / 1.25 / p.measured.latency_p50_ms - 1) for p in noisy
-    ]
-    assert profile.error[2] == pytest.approx(max(residuals))
-    assert profile.error[2] > 0.01
+def fitted(time: Time = truth, probes: ProbeSet | None = None) -> Profile:
+    probes = probes or probe_set()
+    return fit_profile(probes, report_of(probes, time), QUANTITIES)
 
 
-def test_a_disturbed_tail_at_one_point_does_not_bend_the_forecast() -> None:
-    hit = msgspec.structs.replace(POINTS[1], measured=msgspec.structs.replace(POINTS[1].measured, latency_p95_ms=50.0))
-    quiet, disturbed = fit_profile(POINTS, "bench"), fit_profile([POINTS[0], hit, *POINTS[2:]], "bench")
-    assert disturbed.forecast(10**6, 10**7) == quiet.forecast(10**6, 10**7)
+def test_a_noiseless_device_is_forecast_exactly_with_the_block_that_it_has() -> None:
+    profile = fitted()
+    assert profile.block == 16
+    assert profile.block_errors[16] < 1e-6 < profile.block_errors[8]
+    assert max(profile.error.values()) < 1e-6
+    assert (profile.tail, profile.noise) == (pytest.approx(1.5), pytest.approx(0.0, abs=1e-12))
+    requirements, rng = Requirements.of(profile, QUANTITIES), np.random.default_rng(9)
+    for multiple in (1, 8, 16):
+        widths = random_widths(LAYOUT, 0.5, 0.5, multiple, rng)
+        expected = requirements.forecast(widths)
+        assert expected.latency_p95_ms == pytest.approx(1.5 * truth(widths), rel=1e-6)
+        assert expected.file_bytes == pytest.approx(1_000 + 4 * QUANTITIES.costs.parameters(widths), rel=1e-6)
+        memory = 40e6 + 9 * QUANTITIES.costs.parameters(widths) + 6 * QUANTITIES.alive(widths)
+        assert expected.memory_bytes == pytest.approx(memory, rel=1e-6)
 
 
-def test_a_correction_makes_the_forecast_right_where_it_was_measured() -> None:
-    profile = fit_profile(POINTS, "bench")
-    slower = measured(800_000, 6_000_000, noise=1.3)
-    corrected = profile.corrected(slower)
-    assert corrected.forecast(800_000, 6_000_000).latency_p95_ms == pytest.approx(slower.measured.latency_p95_ms)
-    assert corrected.forecast(400_000, 3_000_000).latency_p95_ms > profile.forecast(400_000, 3_000_000).latency_p95_ms
+def test_errors_are_those_of_points_left_out() -> None:
+    rng = np.random.default_rng(3)
+    noise = {str(graph.widths): float(rng.normal(1, 0.04)) for graph in probe_set().graphs}
+    profile = fitted(lambda widths: truth(widths) * noise[str(widths)])
+    assert 0.03 < profile.error["latency"] < 0.2
+    assert profile.error["file"] < 1e-6
 
 
 @pytest.mark.parametrize(
-    "points", [POINTS[:2], [*POINTS[:2], measured(900_000, 11_000_000, runtime="litert")]], ids=["two", "mixed"]
+    ("slow", "multiple"), [({2: 6.0, 4: 1.0, 8: 1.0}, 4), ({2: 1.0, 4: 1.3, 8: 1.0}, 8), ({2: 6.0, 4: 2.0, 8: 1.2}, 16)]
 )
-def test_what_cannot_be_fitted_is_refused(points: list[ProfilePoint]) -> None:
-    with pytest.raises(InputError, match="cannot be fitted"):
-        fit_profile(points, "bench")
+def test_the_channel_multiple_is_the_smallest_without_a_cliff_above(slow: dict[int, float], multiple: int) -> None:
+    probes = probe_set(cliffs=(2, 4, 8))
+    whole = {kind: value for kind, value in TRUTH.items() if "ragged" not in kind}
+    factors = {str(graph.widths): slow[graph.multiple] for graph in probes.graphs if graph.multiple}
+
+    def time(widths: Mapping[str, int]) -> float:
+        if str(widths) in factors:
+            return factors[str(widths)] * price(whole, QUANTITIES.workload(16).at(widths))
+        return truth(widths)
+
+    profile = fitted(time, probes)
+    assert profile.multiple == multiple
+    assert profile.cliffs == pytest.approx(slow)
+
+
+def test_what_all_halves_have_in_common_is_the_machines_speed_and_no_noise() -> None:
+    probes = probe_set()
+    report = report_of(probes)
+    odd = msgspec.structs.replace(report.timings[3], halves_ms=(1.0, 0.9))
+    report = msgspec.structs.replace(report, timings=(*report.timings[:3], odd, *report.timings[4:]))
+    noises = [point.noise for point in points_of(probes, report)]
+    assert noises[3] == pytest.approx(np.log(1 / 0.9) - np.log(1.02))
+    assert max(noises[:3]) < 1e-12
+
+
+def test_a_correction_makes_the_forecast_what_was_measured() -> None:
+    profile = fitted()
+    widths = dict.fromkeys(LAYOUT.sizes, 32)
+    expected = Requirements.of(profile, QUANTITIES).forecast(widths)
+    measured = Measurement(
+        memory_bytes=round(1.1 * expected.memory_bytes),
+        file_bytes=round(expected.file_bytes),
+        latency_p50_ms=1.0,
+        latency_p95_ms=1.4 * expected.latency_p95_ms,
+        latency_p99_ms=9.0,
+        load_ms=1.0,
+        runs=100,
+        runtime="onnxruntime",
+        threads=1,
+        hardware="real",
+    )
+    corrected = Requirements.of(profile.corrected(measured, expected), QUANTITIES).forecast(widths)
+    assert corrected.latency_p95_ms == pytest.approx(measured.latency_p95_ms)
+    assert corrected.memory_bytes == pytest.approx(measured.memory_bytes)
+
+
+def _changed(report: ProbeReport, **changes: object) -> ProbeReport:
+    first = msgspec.structs.replace(report.timings[0], **changes)
+    return msgspec.structs.replace(report, timings=(first, *report.timings[1:]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda report: msgspec.structs.replace(report, complete=False), "not complete"),
+        (lambda report: msgspec.structs.replace(report, timings=report.timings[1:]), "1 of 21 graphs"),
+        (lambda report: msgspec.structs.replace(report, probes="f" * 64), "not of this probe set"),
+        (lambda report: _changed(report, quiet_ms=float("nan")), "no measurement"),
+        (lambda report: _changed(report, halves_ms=(1.0, 0.0)), "no measurement"),
+        (lambda report: _changed(report, p95_ms=float("inf")), "no measurement"),
+    ],
+)
+def test_reports_that_cannot_be_fitted_are_refused(change: Callable[[ProbeReport], ProbeReport], message: str) -> None:
+    probes = probe_set()
+    with pytest.raises(InputError, match=message):
+        fit_profile(probes, change(report_of(probes)), QUANTITIES)
+
+
+def test_two_cuts_and_cuts_of_another_backbone_are_refused() -> None:
+    few = probe_set(cuts=1)
+    with pytest.raises(InputError, match="2 cuts"):
+        fit_profile(few, report_of(few), QUANTITIES)
+    other = msgspec.structs.replace(probe_set(), layout_digest="f" * 64)
+    with pytest.raises(InputError, match="another backbone"):
+        fit_profile(other, report_of(other), QUANTITIES)
+
+
+def test_a_profile_is_the_same_after_json() -> None:
+    profile = fitted(probes=probe_set(cliffs=(4, 8)))
+    assert msgspec.json.decode(msgspec.json.encode(profile), type=Profile) == profile

@@ -57,35 +57,35 @@ def test_groups_of_attention(make_model: Make, images: Tensor) -> None:
 def test_an_unknown_operator_freezes_what_it_touches_and_says_so(make_model: Make, images: Tensor) -> None:
     tracking = track(capture(make_model("unknown"), images))
     assert [group.name for group in tracking.layout.groups] == ["second"]
-    assert tracking.unknown == {"cumsum": 1}
+    assert tracking.unknown == {"renorm": 1}
     reasons = {axis.parameter: axis.reason for axis in tracking.layout.frozen if axis.axis == 0}
-    assert reasons["first.weight"] == "operator without a rule here: cumsum"
+    assert reasons["first.weight"] == "operator without a rule here: renorm"
 
 
 def test_a_rule_that_does_not_fit_its_call_is_no_rule(
     make_model: Make, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(rules._RULES, "cumsum", lambda call: call.dims("self")[:-1])
+    monkeypatch.setitem(rules._RULES, "renorm", lambda call: call.dims("self")[:-1])
     tracking = track(capture(make_model("unknown"), images))
-    assert tracking.unknown == {"cumsum": 1}
+    assert tracking.unknown == {"renorm": 1}
     assert [group.name for group in tracking.layout.groups] == ["second"]
 
 
 def test_a_new_operator_is_one_rule(make_model: Make, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     def along_rows(call: rules.Call) -> rules.Result | None:
-        """As if the sum ran over rows, not over channels."""
+        """As if every row were treated by itself."""
         source = call.dims("self")
         if source is not None:
-            freeze(source[2], "summed over")
+            freeze(source[2], "treated as a whole")
         return source
 
     monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))
-    rules.rule("cumsum")(along_rows)
+    rules.rule("renorm")(along_rows)
     tracking = track(capture(make_model("unknown"), images))
     assert not tracking.unknown
     assert [group.name for group in tracking.layout.groups] == ["first", "second"]
     with pytest.raises(ValueError, match="has a rule already"):
-        rules.rule("cumsum")(along_rows)
+        rules.rule("renorm")(along_rows)
 
 
 def test_a_cuttable_output_is_a_group(images: Tensor) -> None:

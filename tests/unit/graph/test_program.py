@@ -6,7 +6,7 @@ import pytest
 import torch
 from kiridashi.errors import ExitCode
 from kiridashi_server.graph import GraphError, capture
-from kiridashi_server.graph.program import operator_name, set_tensor, tensor_names, tensor_of
+from kiridashi_server.graph.program import operator_name, set_tensor, tensor_names, tensor_of, weight_names
 from torch import Tensor, nn
 
 
@@ -77,6 +77,54 @@ def test_an_empty_example_is_refused(images: Tensor) -> None:
 def test_no_example_is_refused() -> None:
     with pytest.raises(GraphError, match="example input has shape"):
         capture(nn.Identity(), ())
+
+
+class Reserved(nn.Module):
+    """A child whose name the exporter needs for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.graph(x)
+
+
+def test_what_the_exporter_cannot_name_is_refused(images: Tensor) -> None:
+    with pytest.raises(GraphError, match="cannot be exported"):
+        capture(Reserved().double(), images)
+
+
+def test_an_example_that_is_no_tensor_is_refused(images: Tensor) -> None:
+    with pytest.raises(GraphError, match="hold a list"):
+        capture(Pair(), [images, [images]])  # type: ignore[list-item]
+
+
+def test_a_model_that_keeps_results_is_refused_until_they_are_plain(images: Tensor) -> None:
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 2, 1)
+            self.kept: list[Tensor] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept[:] = self.kept or [self.layer.weight * 2]
+            return self.layer(x) * self.kept[0].sum()
+
+    model = Keeping().double()
+    model(images)
+    with pytest.raises(GraphError, match="cannot be copied"):
+        capture(model, images)
+
+
+def test_constants_of_the_code_are_no_weights(images: Tensor) -> None:
+    class Shifted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+
+    program = capture(nn.Sequential(nn.Conv2d(3, 3, 1), Shifted()).double(), images)
+    assert len(tensor_names(program)) == 3
+    assert set(weight_names(program)) == {"0.weight", "0.bias"}
 
 
 def test_a_pair_of_tensors_is_given_as_a_tuple(images: Tensor) -> None:

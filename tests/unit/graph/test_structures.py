@@ -405,6 +405,37 @@ class Repeated(nn.Module):
         return self.last(torch.repeat_interleave(x, 2, dim=1))
 
 
+class Volumes(nn.Module):
+    """A weight with normalised rows; a convolution over volumes, pooled; maxima with their places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 1))
+        self.second = nn.Conv3d(6, 5, 1)
+        self.third = nn.Conv2d(5, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = functional.max_pool2d(self.first(x), 2, return_indices=True)
+        x = functional.max_pool3d(torch.tanh(self.second(x[:, :, None].expand(-1, -1, 2, -1, -1))), 2).squeeze(2)
+        return self.third(functional.adaptive_max_pool2d(functional.softshrink(x), 1))
+
+
+class Moved(nn.Module):
+    """Axes moved, tiled and run over; products with vectors and with dots for what is passed on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 7, 1)
+        self.weight = nn.Parameter(torch.randn(7, 6))
+        self.vector = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = torch.tensor_split(self.first(x), 3, 1)
+        x = torch.cat([*others, first], 1).cumsum(2).movedim(1, -1)
+        x = torch.sigmoid(torch.einsum("...c,cd->...d", x, self.weight))
+        return torch.matmul(x.tile(2, 1), self.vector).flatten(1)
+
+
 class Sampled(nn.Module):
     """Embedded codes, sampled features, and the best of them picked."""
 
@@ -522,6 +553,8 @@ STRUCTURES: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "selected tokens": (Selected, {"enter": 6}),
     "sine positions": (SinePositions, {"enter": 8}),
     "sampled": (Sampled, {"first": 6}),
+    "volumes": (Volumes, {"first.parametrizations.weight.original1": 6, "second": 5}),
+    "moved": (Moved, {"first": 2, "first:filter2": 2, "first:filter3": 3, "vector": 6}),
 }
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from kiridashi.budget import Budget, Measurement
+from kiridashi.budget import Budget
 from kiridashi_server.report.page import write_page
 from kiridashi_server.report.schema import (
     ArtifactEntry,
     BackboneEntry,
     BankEntry,
     DeliveryEntry,
+    DenseEntry,
     DeviceEntry,
     EvidenceEntry,
     MeasuredEntry,
@@ -80,7 +81,7 @@ def report() -> Report:
         dropped=("tflite-int8: it agrees on 85 % only",),
         budget=Budget(90 << 20, 5 << 20, 0.9),
         measured=MeasuredEntry(**NEEDS, verdict="within", artifact="model.onnx"),
-        dense=Measurement(**{**NEEDS, "latency_p95_ms": 2.13}),
+        dense=DenseEntry(memory_bytes=112_000_000, file_bytes=13_400_000, latency_p50_ms=1.9, latency_p95_ms=2.13),
         device=DeviceEntry(
             modules_forbidden_loaded=(),
             idle_rss_bytes=30 << 20,

@@ -20,6 +20,9 @@ from kiridashi_server.graph.rules import Call, Result, rule
     *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or"),
     *("__and__", "__or__", "__xor__"),
     *("bitwise_not", "floor", "ceil", "round", "sign", "floor_divide", "remainder", "atan", "isnan", "nan_to_num"),
+    *("fmod", "trunc", "frac", "exp2", "log2", "log10", "erfc", "tan", "sinh", "cosh", "asin", "acos", "asinh"),
+    *("acosh", "atanh", "logit", "hypot", "softshrink", "hardshrink", "threshold", "alpha_dropout", "copy", "fill"),
+    *("feature_alpha_dropout", "logical_xor", "bitwise_xor", "isinf"),
 )
 def elementwise(call: Call) -> Result | None:
     """The operator treats every element alike, after broadcasting its tensor arguments.
@@ -85,7 +88,17 @@ def summing_reduction(call: Call) -> Result | None:
     return _without(call, source, reduced)
 
 
-@rule("amax", "amin", "var", "std", "argmax", "argmin", "any", "all")
+@rule("cumsum", "cumprod", "logcumsumexp")
+def running(call: Call) -> Result | None:
+    """Along one dimension, every index depends on those before it."""
+    source = call.dims("self")
+    if source is None:
+        return None
+    freeze(source[call.arguments["dim"]], f"reduced ({call.name})")
+    return source
+
+
+@rule("amax", "amin", "var", "std", "argmax", "argmin", "any", "all", "prod")
 def reduction(call: Call) -> Result | None:
     """The reduced dimensions must stay whole."""
     source = call.dims("self")
@@ -131,6 +144,26 @@ def positions_1d(call: Call) -> Result | None:
 def positions_2d(call: Call) -> Result | None:
     """The last two dimensions are resampled."""
     return _positions(call, 2)
+
+
+@rule("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "upsample_nearest3d", "upsample_trilinear3d")
+def positions_3d(call: Call) -> Result | None:
+    """The last three dimensions are resampled."""
+    return _positions(call, 3)
+
+
+@rule("max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices")
+@rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+def positions_and_places(call: Call) -> Result | None:
+    """Maxima of regions, and where they were."""
+    source = call.dims("self")
+    if source is None:
+        return None
+    trailing = len(call.arguments.get("output_size", call.arguments.get("kernel_size")))
+    freeze_all(source[-trailing:], "position")
+    return tuple(
+        [*source[:-trailing], *(fresh(size, "position") for size in shape[-trailing:])] for shape in call.shapes
+    )
 
 
 @rule("grid_sampler")

@@ -80,10 +80,10 @@ def linear(call: Call) -> Result | None:
     return [*source[:-1], weight[0]]
 
 
-@rule("matmul", "bmm", "mm")
+@rule("matmul", "bmm", "mm", "mv")
 def product(call: Call) -> Result | None:
     """The operator reads the inner dimension; leading ones are passed on."""
-    other = "other" if "other" in call.arguments else "mat2"
+    other = next(name for name in ("other", "mat2", "vec") if name in call.arguments)
     return _product(call, "self", other)
 
 
@@ -97,30 +97,42 @@ def product_and_sum(call: Call) -> Result | None:
 
 def _product(call: Call, first: str, second: str) -> Dims | None:
     left, right = call.dims(first), call.dims(second)
-    if left is None or right is None or len(left) < 2 or len(right) < 2:
+    if left is None or right is None or len(left) < 2:
         return None
+    kind: WorkKind = "dense" if call.is_parameter(second) else "product"
+    if len(right) == 1:
+        unify(left[-1], right[0])
+        call.reads(first, -1, left[-1])
+        call.works(kind, left[:-1], left[-1])
+        return left[:-1]
     unify(left[-1], right[-2])
     call.reads(first, -1, left[-1])
     if len(right) == 2:
         call.produces(second, "node", axis=1)
     leading = broadcast([left[:-2], right[:-2]])
     call.has_heads(leading)
-    kind: WorkKind = "dense" if call.is_parameter(second) else "product"
     call.works(kind, [*leading, left[-2]], left[-1], right[-1])
     return [*leading, left[-2], right[-1]]
+
+
+def _spelled(term: str, rank: int) -> str:
+    """A term of an equation with digits, counted from the right, in place of the dots."""
+    return term.replace("...", "".join(str(place) for place in reversed(range(rank - len(term) + 3))))
 
 
 @rule("einsum")
 def einsum(call: Call) -> Result | None:
     """Equal letters are the same dimension; letters that the result has not are read.
 
-    Not understood, and so frozen: an ellipsis, and a letter twice in one operand (a diagonal).
+    Not understood, and so frozen: a letter twice in one operand (a diagonal), and an equation without a result.
     """
     operands = [call.dims_of(value) for value in call.arguments["tensors"]]
-    terms, _, output = call.arguments["equation"].replace(" ", "").partition("->")
+    terms, arrow, output = call.arguments["equation"].replace(" ", "").partition("->")
     letters = terms.split(",")
-    if "." in terms or "->" not in call.arguments["equation"] or len(letters) != len(operands):
+    if not arrow or len(letters) != len(operands) or None in operands:
         return None
+    letters = [_spelled(term, len(dims or [])) for term, dims in zip(letters, operands, strict=True)]
+    output = _spelled(output, len(call.shape))
     found: dict[str, Dim] = {}
     for term, dims in zip(letters, operands, strict=True):
         if dims is None or len(dims) != len(term) or len(set(term)) != len(term):

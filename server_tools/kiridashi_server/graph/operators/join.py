@@ -172,6 +172,43 @@ def gather(call: Call) -> Result | None:
     return chosen
 
 
+# --- putting back, as writes in place become ---------------------------------------------------------------
+
+
+@rule("select_scatter")
+def put_index(call: Call) -> Result | None:
+    """One index of a dimension is replaced."""
+    source, part = call.dims("self"), call.dims("src")
+    if source is None or part is None:
+        return None
+    axis = call.arguments["dim"] % len(source)
+    freeze(source[axis], "indexed")
+    return broadcast([source, [*part[:axis], source[axis], *part[axis:]]])
+
+
+@rule("slice_scatter")
+def put_range(call: Call) -> Result | None:
+    """A range of a dimension is replaced; all of it may be."""
+    source, part = call.dims("self"), call.dims("src")
+    if source is None or part is None:
+        return None
+    axis = call.arguments["dim"] % len(source)
+    if size_of(source[axis]) != size_of(part[axis]):
+        freeze_all([source[axis], part[axis]], "sliced")
+        part = [*part[:axis], source[axis], *part[axis + 1 :]]
+    return broadcast([source, part])
+
+
+@rule("index_put")
+def put_masked(call: Call) -> Result | None:
+    """Elements that a mask of the whole tensor names get one value."""
+    source, values = call.dims("self"), call.dims("values")
+    masks = [call.dims_of(value) for value in call.arguments["indices"]]
+    if source is None or values != [] or len(masks) != 1 or masks[0] is None or len(masks[0]) != len(source):
+        return None
+    return broadcast([source, masks[0]])
+
+
 @rule("embedding")
 def embedding(call: Call) -> Result | None:
     """Rows of a table are taken; its columns are channels."""

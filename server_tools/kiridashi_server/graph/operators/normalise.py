@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kiridashi_server.graph.dims import Dim, freeze, freeze_all, fresh, is_frozen, size_of, unify
+from kiridashi_server.graph.dims import Dim, broadcast, freeze, freeze_all, fresh, is_frozen, size_of, unify
 from kiridashi_server.graph.rules import Call, Result, passed_on, rule
 
 
@@ -71,6 +71,17 @@ def group_norm(call: Call) -> Result | None:
     if not is_frozen(inner):
         call.normalises(passed_on(group) + inner)
     return source
+
+
+@rule("_weight_norm")
+def weight_norm(call: Call) -> Result | None:
+    """Each index of one dimension of a weight is normalised by itself, over all others."""
+    weight, scale = call.dims("v"), call.dims("g")
+    if weight is None or scale is None:
+        return None
+    kept = call.arguments["dim"] % len(weight) if call.arguments["dim"] != -1 else None
+    freeze_all([dim for axis, dim in enumerate(weight) if axis != kept], "weight normalisation")
+    return broadcast([weight, scale])
 
 
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax")

@@ -57,6 +57,21 @@ def permute(call: Call) -> Result | None:
     return None if source is None else [source[axis] for axis in call.arguments["dims"]]
 
 
+@rule("movedim")
+def move(call: Call) -> Result | None:
+    """Some dimensions move to other places, the rest keep their order."""
+    source = call.dims("self")
+    if source is None:
+        return None
+    origins, targets = (
+        [axis % len(source) for axis in (value if isinstance(value, Sequence) else [value])]
+        for value in (call.arguments["source"], call.arguments["destination"])
+    )
+    rest = iter(axis for axis in range(len(source)) if axis not in origins)
+    moved = dict(zip(targets, origins, strict=True))
+    return [source[moved[place] if place in moved else next(rest)] for place in range(len(source))]
+
+
 @rule("transpose")
 def transpose(call: Call) -> Result | None:
     """Two dimensions change places."""
@@ -120,11 +135,12 @@ def repeat(call: Call) -> Result | None:
     """Dimensions are repeated as a whole: (copy, index)."""
     source = call.dims("self")
     argument = "repeats" if call.name == "repeat" else "dims"
-    if source is None or len(call.arguments[argument]) != len(call.shape):
+    if source is None:
         return None
     aligned = [ONE] * (len(call.shape) - len(source)) + source
     copies = [fresh(size // size_of(dim)) for size, dim in zip(call.shape, aligned, strict=True)]
-    call.resizes_items(argument, copies)
+    named = len(call.arguments[argument])
+    call.resizes_items(argument, copies[len(copies) - named :])  # of a tiling only the last may be named
     return [copy + dim for copy, dim in zip(copies, aligned, strict=True)]
 
 
