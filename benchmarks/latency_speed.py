@@ -233,12 +233,18 @@ def _figures(trials: Mapping[str, Trial], seed: int) -> dict[str, Figure]:
     statistics: dict[str, Statistic] = {}
     for name, rival in rivals.items():
         statistics[f"speed_vs_{name}"] = partial(_compare, speed, rival)
-        statistics[f"advantage_vs_{name}"] = partial(_compare, advantage, rival)
+        statistics[f"advantage_vs_{name}"] = partial(_compare, _points, rival)
     figures = {}
     for suffix, chosen in {"": list(trials.values()), **{f".{name}": [one] for name, one in trials.items()}}.items():
         for name, found in estimate(chosen, statistics, seed).items():
-            figures[f"{name}{suffix}"] = Figure(found.value, "ratio" if name.startswith("speed") else "share", found.ci95)
+            figures[f"{name}{suffix}"] = Figure(
+                found.value, "ratio" if name.startswith("speed") else "share", found.ci95
+            )
     return figures
+
+
+def _points(ours: Curve, other: Curve) -> float:
+    return 100 * advantage(ours, other)
 
 
 def _compare(of: Callable[[Curve, Curve], float], rival: Sequence[str], curves: Mapping[str, Curve]) -> float:
