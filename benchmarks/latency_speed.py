@@ -238,7 +238,7 @@ def _figures(trials: Mapping[str, Trial], seed: int) -> dict[str, Figure]:
     for suffix, chosen in {"": list(trials.values()), **{f".{name}": [one] for name, one in trials.items()}}.items():
         for name, found in estimate(chosen, statistics, seed).items():
             figures[f"{name}{suffix}"] = Figure(
-                found.value, "ratio" if name.startswith("speed") else "share", found.ci95
+                found.value, "ratio" if name.startswith("speed") else "points", found.ci95
             )
     return figures
 
