@@ -12,8 +12,17 @@ import benchmarks
 
 SHARED = frozenset(
     {
-        *("__main__", "equal_accuracy", "exports", "global_pruning", "knapsacks", "latency_budgets", "latency_cuts"),
-        *("latency_models", "latency_plot", "latency_speed", "layer_sums", "report", "torch_pruning", "zoo"),
+        *("__main__", "cells", "equal_accuracy", "exports", "global_pruning", "knapsacks", "latency_budgets"),
+        *(
+            "latency_cuts",
+            "latency_models",
+            "latency_plot",
+            "latency_speed",
+            "layer_sums",
+            "report",
+            "torch_pruning",
+            "zoo",
+        ),
     }
 )
 

@@ -94,10 +94,11 @@ def advantage(ours: Curve, other: Curve) -> float:
 
 
 def better(first: Curve, second: Curve) -> Curve:
-    """At each latency the higher of the two accuracies."""
-    low, high = max(first.log_ms[0], second.log_ms[0]), min(first.log_ms[-1], second.log_ms[-1])
-    grid = np.linspace(low, high, _POINTS)
-    return Curve(grid, np.maximum(_at(first, grid), _at(second, grid)))
+    """At each latency that one of them has, the higher of both accuracies; a faster cut will do where there is time."""
+    ends = [log_ms for curve in (first, second) for log_ms in curve.log_ms[[0, -1]]]
+    grid = np.linspace(min(ends), max(ends), 2 * _POINTS)
+    both = [np.interp(grid, curve.log_ms, curve.accuracy, left=-np.inf) for curve in (first, second)]
+    return Curve(grid, np.maximum(*both))
 
 
 def isotonic(values: FloatArray) -> FloatArray:

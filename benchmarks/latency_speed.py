@@ -8,9 +8,9 @@ Learnt scores and recovered cuts are reused if code, data and settings are the s
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -224,25 +224,31 @@ def _trial(
 
 
 def _figures(trials: Mapping[str, Trial], seed: int) -> dict[str, Figure]:
-    """Over all tasks and for each: how much longer the others take at equal accuracy, and points at equal latency."""
-    statistics: dict[str, Statistic] = {
-        "speed_vs_uniform_cut": lambda curves: speed(curves[OURS], curves[UNIFORM]),
-        "speed_vs_tp": lambda curves: speed(curves[OURS], _best_of_tp(curves)),
-        "advantage_vs_uniform_cut": lambda curves: 100 * advantage(curves[OURS], curves[UNIFORM]),
-        "advantage_vs_tp": lambda curves: 100 * advantage(curves[OURS], _best_of_tp(curves)),
-    }
+    """Over all tasks and for each: how much longer the others take at equal accuracy, and points at equal latency.
+
+    At each latency the better of the uniform cuts counts, and the better of torch-pruning's importances.
+    """
+    methods = next(iter(trials.values())).methods
+    rivals = {"uniform_cut": [name for name in methods if name.startswith(UNIFORM)], "tp": [*IMPORTANCES]}
+    statistics: dict[str, Statistic] = {}
+    for name, rival in rivals.items():
+        statistics[f"speed_vs_{name}"] = partial(_compare, speed, rival)
+        statistics[f"advantage_vs_{name}"] = partial(_compare, _points, rival)
     figures = {}
     for suffix, chosen in {"": list(trials.values()), **{f".{name}": [one] for name, one in trials.items()}}.items():
         for name, found in estimate(chosen, statistics, seed).items():
-            unit = "ratio" if name.startswith("speed") else "points"
-            figures[f"{name}{suffix}"] = Figure(found.value, unit, found.ci95)
+            figures[f"{name}{suffix}"] = Figure(
+                found.value, "ratio" if name.startswith("speed") else "points", found.ci95
+            )
     return figures
 
 
-def _best_of_tp(curves: Mapping[str, Curve]) -> Curve:
-    """torch-pruning with whichever importance is better at each latency."""
-    first, second = (curves[method] for method in IMPORTANCES)
-    return better(first, second)
+def _points(ours: Curve, other: Curve) -> float:
+    return 100 * advantage(ours, other)
+
+
+def _compare(of: Callable[[Curve, Curve], float], rival: Sequence[str], curves: Mapping[str, Curve]) -> float:
+    return of(curves[OURS], reduce(better, [curves[name] for name in rival]))
 
 
 def _say(text: str) -> None:

@@ -59,6 +59,14 @@ def test_advantage_and_the_better_of_two() -> None:
     assert best.accuracy[-1] == pytest.approx(0.5)
 
 
+def test_the_better_of_two_that_share_no_latency_is_each_where_it_is() -> None:
+    best = better(curve([1, 2], [0.2, 0.3]), curve([4, 8], [0.1, 0.5]))
+
+    assert (np.diff(best.log_ms) > 0).all()
+    assert (np.diff(best.accuracy) >= 0).all()
+    assert np.interp(np.log([1, 2, 3, 8]), best.log_ms, best.accuracy) == pytest.approx([0.2, 0.3, 0.3, 0.5], abs=0.01)
+
+
 def test_the_interval_covers_a_known_ratio_and_repeats() -> None:
     trials = [trial(seed, {"ours": [1, 2, 3], "other": [1.5, 3, 4.5]}) for seed in range(4)]
     statistics = {"speed": lambda curves: speed(curves["ours"], curves["other"])}
