@@ -214,7 +214,8 @@ def fit_profile(probes: ProbeSet, report: ProbeReport, quantities: Quantities) -
     )
     fits = {block: _fit_latency(quantities.workload(block), cuts, quiet) for block in BLOCKS}
     block = min(fits, key=lambda size: float(np.mean(fits[size].errors ** 2)))
-    latency = fits[block]
+    full = np.array([_fills_blocks(point.widths, quantities.layout.sizes, block) for point in cuts])
+    latency = _fit_latency(quantities.workload(block), cuts, quiet, np.where(full, 1.0, _RAGGED_WEIGHT))
     whole = {kind: value for kind, value in latency.prices.items() if kind not in RAGGED}
     cliffs = {
         point.multiple: point.quiet_ms / price(whole, quantities.workload(block).at(point.widths))
