@@ -14,15 +14,17 @@ from kiridashi_server.budget.elimination import Box, Elimination
 from kiridashi_server.budget.front import front
 from kiridashi_server.budget.knapsack import Optimum, solve
 from kiridashi_server.budget.problem import Choice, Problem, Resource
-from kiridashi_server.graph.polynomial import Factor, Polynomial, counted, evaluate
+from kiridashi_server.graph.polynomial import Factor, Polynomial, Shape, counted, evaluate
 
 from benchmarks.knapsacks import ilp_optimum, inverted_residuals, small_network, vision_transformer
 
 Instance = tuple[list[Choice], list[Resource]]
+RISING: tuple[Shape, ...] = ("count", "filled")
+ALL: tuple[Shape, ...] = ("count", "filled", "ragged", "odd")
 
 
 @st.composite
-def instances(draw: st.DrawFn) -> Instance:
+def instances(draw: st.DrawFn, shapes: tuple[Shape, ...] = RISING) -> Instance:
     """Up to four groups of up to four widths; products of up to three factors, squares; one to three resources."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     choices = []
@@ -32,7 +34,7 @@ def instances(draw: st.DrawFn) -> Instance:
         values = rng.gamma(0.5, size=count).cumsum() * draw(st.sampled_from([0.0, 1.0, 10.0]))
         choices.append(Choice(f"g{index}", widths, values))
     names = st.sampled_from([choice.group for choice in choices])
-    factors = st.builds(Factor, names, st.integers(1, 2), st.sampled_from(["count", "filled"]), st.sampled_from([1, 4]))
+    factors = st.builds(Factor, names, st.integers(1, 2), st.sampled_from(shapes), st.sampled_from([1, 4]))
     monomials = draw(st.lists(st.lists(factors, max_size=3).map(tuple), min_size=1, max_size=6))
     resources = []
     for index in range(draw(st.integers(1, 3))):
@@ -48,7 +50,13 @@ def _cost(terms: Polynomial, widths: dict[str, int]) -> float:
     for coefficient, factors in terms:
         for factor in factors:
             width = factor.scale * widths[factor.group]
-            coefficient *= width if factor.shape == "count" else factor.block * ((width - 1) // factor.block + 1)
+            fills = width == width // factor.block * factor.block
+            coefficient *= {
+                "count": width,
+                "filled": factor.block * ((width - 1) // factor.block + 1),
+                "ragged": 0 if fills else width,
+                "odd": 0 if fills else 1,
+            }[factor.shape]
         total += coefficient
     return total
 
@@ -118,8 +126,8 @@ def test_an_ilp_solver_finds_nothing_better(seed: int, shares: tuple[float, ...]
     assert optimum.gap <= 1e-4
 
 
-@given(instances(), st.integers(0, 2**32 - 1))
-@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([RISING, ALL]).flatmap(instances), st.integers(0, 2**32 - 1))
+@settings(max_examples=150, deadline=None)
 def test_elimination_finds_the_maximum_and_a_relaxed_one_is_not_below_it(instance: Instance, seed: int) -> None:
     choices, resources = instance
     problem, rng = Problem.of(choices, resources), np.random.default_rng(seed)
@@ -160,6 +168,18 @@ def test_a_function_that_falls_is_taken_as_the_largest_one_below_that_does_not()
     optimum = solve([choice], [ragged])
     assert optimum is not None
     assert optimum.widths == {"a": 16}
+
+
+@given(instances(ALL))
+@settings(max_examples=100, deadline=None)
+def test_the_solver_sees_no_width_as_dearer_than_a_wider_one_and_none_as_dearer_than_it_is(instance: Instance) -> None:
+    problem = Problem.of(*instance)
+    factors = sorted({factor for resource in instance[1] for _, names in resource.terms for factor in names})
+    assert len(factors) == len(problem.tables)
+    for factor, table in zip(factors, problem.tables, strict=True):
+        widths = next(choice.widths for choice in instance[0] if choice.group == factor.group)
+        true = [_cost(((1.0, (factor,)),), {factor.group: int(width)}) for width in widths]
+        assert table.tolist() == [min(true[place:]) for place in range(len(true))]
 
 
 def test_the_same_question_has_the_same_answer() -> None:

@@ -1,6 +1,7 @@
-"""Work and activations of cuts, counted from unit counts, against the cut networks themselves."""
+"""Work of cuts, counted from unit counts, against the cut networks themselves."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from kiridashi_server.graph.quantities import Quantities
 from torch import Tensor, fx, nn
 
 BLOCK = 8
+VIEWS = {"unflatten", "transpose", "flatten"}
 
 
 class Block(nn.Module):
@@ -51,6 +53,18 @@ class Attention(nn.Module):
         return self.back(nn.functional.gelu(self.hidden(self.out(mixed)))).mean(dim=1)
 
 
+class Flattened(nn.Module):
+    """Pooled maps of 2 x 2 positions that a linear layer reads as one dimension: four inputs for every channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 10, 3, padding=1)
+        self.top = nn.Linear(40, 6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.top(nn.functional.max_pool2d(torch.relu(self.stem(images)), 3).flatten(1))
+
+
 def prepared(module: nn.Module, example: Tensor) -> tuple[fx.GraphModule, Quantities]:
     program = capture(module, example)
     return program, Quantities.of(program, track(program, cuttable_output=True))
@@ -58,6 +72,7 @@ def prepared(module: nn.Module, example: Tensor) -> tuple[fx.GraphModule, Quanti
 
 CNN, CNN_QUANTITIES = prepared(Block(), torch.zeros(1, 3, 6, 6))
 VIT, VIT_QUANTITIES = prepared(Attention(), torch.zeros(1, 5, 20))
+FLAT, FLAT_QUANTITIES = prepared(Flattened(), torch.zeros(1, 3, 6, 6))
 
 
 def small(program: fx.GraphModule, widths: Mapping[str, int]) -> fx.GraphModule:
@@ -130,28 +145,75 @@ def test_groups_that_are_left_out_are_whole() -> None:
     assert workload.at({}) == workload.at(dict(CNN_QUANTITIES.layout.sizes))
 
 
+class Moved(fx.Interpreter):
+    """Elements that a program's operators make and read, tallied while it runs on one sample."""
+
+    def __init__(self, program: fx.GraphModule) -> None:
+        super().__init__(program)
+        self.kinds = dict.fromkeys(("dense-in", "dense-out", "ragged-out", "depthwise-out", "slow", "other"), 0)
+        self.depthwise = getattr(program, "depthwise", None)
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        made = super().call_function(target, args, kwargs)
+        name = target.__name__.partition(".")[0]
+        if name in ("conv2d", "linear"):
+            weight = args[1]
+            if self.depthwise is not None and weight is self.depthwise.weight:
+                self.kinds["depthwise-out"] += made.numel()
+            else:
+                read = weight.shape[1]
+                self.kinds["dense-out"] += made.numel()
+                self.kinds["dense-in"] += made.numel() // weight.shape[0] * read
+                self.kinds["ragged-out"] += made.numel() if read % BLOCK else 0
+        elif name == "gelu":
+            self.kinds["slow"] += made.numel()
+        elif name != "scaled_dot_product_attention" and name not in VIEWS:
+            self.kinds["other"] += made.numel()
+        return made
+
+
+def moved(module: fx.GraphModule, example: Tensor) -> dict[str, int]:
+    run = Moved(module)
+    run.run(example)
+    return run.kinds
+
+
+def found_of(quantities: Quantities, widths: Mapping[str, int]) -> dict[str, float]:
+    """What is moved, as counted from unit counts; kinds that there is nothing of are zero."""
+    found = quantities.workload(BLOCK).at(widths)
+    kinds = ("dense-in", "dense-out", "ragged-out", "depthwise-out", "slow", "other")
+    return {kind: found.get(kind, 0.0) for kind in kinds}
+
+
 @given(widths_of(CNN_QUANTITIES))
-@settings(max_examples=20, deadline=None)
-def test_the_peak_of_activations_is_reached_and_never_passed(widths: dict[str, int]) -> None:
-    """Counted by walking the cut network: the skip connection keeps the stem alive beside the expansion."""
+@settings(max_examples=25, deadline=None)
+def test_what_convolutions_move_is_what_the_cut_network_moves(widths: dict[str, int]) -> None:
     module = small(CNN, widths)
-    stem, inner = module.stem.weight.shape[0], module.expand.weight.shape[0]
-    side, last = module.side.weight.shape[0], module.last.weight.shape[0]
-    places = {
-        "stem": 3 + stem,
-        "relu": 2 * stem,
-        "inner": stem + 2 * inner,
-        "project": stem + inner + stem,
-        "add": 3 * stem,
-        "side": stem + side,
-        "cat": stem + side + stem + side,
-        "last": stem + side + last,
-    }
-    assert CNN_QUANTITIES.alive(widths) <= 36 * max(places.values())
-    even = {name: max(1, round(0.5 * size)) for name, size in CNN_QUANTITIES.layout.sizes.items()}
-    if widths == even:
-        assert CNN_QUANTITIES.alive(widths) == 36 * max(places.values())
+    expected = moved(module, torch.zeros(1, 3, 6, 6))
+    stream, side = module.project.weight.shape[0], module.side.weight.shape[0]
+    odd = [width % BLOCK != 0 for width in (stream, side, stream + side)]
+    expected["ragged-out"] += 36 * module.last.weight.shape[0] * (odd[0] + odd[1] - odd[2])
+    assert found_of(CNN_QUANTITIES, widths) == expected
 
 
-def test_the_peak_of_the_dense_network_is_the_expansion_beside_the_skip() -> None:
-    assert CNN_QUANTITIES.alive({}) == 36 * (12 + 2 * 24)
+@given(widths_of(VIT_QUANTITIES))
+@settings(max_examples=25, deadline=None)
+def test_what_attention_moves_is_what_the_cut_network_moves(widths: dict[str, int]) -> None:
+    module = small(VIT, widths)
+    expected = moved(module, torch.zeros(1, 5, 20))
+    made, read = module.out.weight.shape
+    expected["ragged-out"] -= 5 * made if read % BLOCK else 0  # heads times channels of a head, as above
+    assert found_of(VIT_QUANTITIES, widths) == expected
+
+
+@given(widths_of(FLAT_QUANTITIES))
+@settings(max_examples=25, deadline=None)
+def test_a_dimension_of_several_elements_a_unit_fills_blocks_with_all_of_them(widths: dict[str, int]) -> None:
+    module = small(FLAT, widths)
+    (stem, _, *_), (top, read) = module.stem.weight.shape, module.top.weight.shape
+    assert read == 4 * stem
+    found = FLAT_QUANTITIES.workload(BLOCK).at(widths)
+    assert found["dense"] == 36 * 27 * filled(stem) + read * filled(top)
+    assert found["dense-ragged"] == 36 * 27 * stem + ragged(read) * top
+    assert found["weights"] == sum(parameter.numel() for parameter in module.parameters())
+    assert found_of(FLAT_QUANTITIES, widths) == moved(module, torch.zeros(1, 3, 6, 6))
