@@ -4,25 +4,30 @@ Branch and bound over boxes of widths. A box's bound is the Lagrangian one (:mod
 is solved exactly (:mod:`.elimination`); its solutions, widened and exchanged (:mod:`.improvement`), are the candidates.
 A box is split at the group whose products the relaxation takes most wrongly. When no box is left, the best candidate is
 optimal; when the allowed evaluations are used up before, the largest bound that is left states the gap.
+
+Where a factor falls with the width, the search sees less than is needed (:mod:`.problem`). What it finds is then
+checked, and if it breaks a limit, searched for once more among the widths at which nothing falls.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kiridashi_server.budget.dual import Bound, bound_box
 from kiridashi_server.budget.elimination import LARGEST_TABLE, Box, Elimination
 from kiridashi_server.budget.improvement import exchanged, widened
-from kiridashi_server.budget.problem import Choice, FloatArray, IntArray, Problem, Resource
+from kiridashi_server.budget.problem import Choice, FloatArray, IntArray, Problem, Resource, without_falls
+from kiridashi_server.graph.polynomial import evaluate
 
 DEFAULT_EVALUATIONS = 400
 DEFAULT_TOLERANCE = 1e-4
 _EVALUATIONS_A_BOX = 40
 _PROMISING = 0.99
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +70,33 @@ def solve(
         largest_table: entries of a table of the elimination; above, products are relaxed.
 
     Returns:
-        The widths, the same for the same arguments; ``None`` if not even the smallest widths keep the limits.
+        The widths, the same for the same arguments, inside every limit; ``None`` if neither the smallest widths keep
+        the limits, nor any at which no factor falls.
 
     Raises:
         InputError: widths or values out of order, a coefficient below zero, or a resource of unknown groups.
     """
+    found = _search(choices, resources, evaluations, tolerance, largest_table)
+    if found is None or _keeps(resources, found.widths):
+        return found
+    smallest = [Choice(choice.group, choice.widths[:1], choice.values[:1]) for choice in choices]
+    for allowed in (without_falls(choices, resources), smallest):
+        inside = _search(allowed, resources, evaluations, tolerance, largest_table)
+        if inside is not None:
+            gap = _gap(inside.value, found.bound)
+            return replace(found, widths=inside.widths, value=inside.value, gap=gap)
+    return None
+
+
+def _keeps(resources: Sequence[Resource], widths: dict[str, int]) -> bool:
+    """Whether widths keep every limit as the terms say, and not only as the search sees them."""
+    return all(evaluate(resource.terms, widths) <= resource.limit * (1 + _ROUNDING) for resource in resources)
+
+
+def _search(
+    choices: Sequence[Choice], resources: Sequence[Resource], evaluations: int, tolerance: float, largest_table: int
+) -> Optimum | None:
+    """The best widths where every factor is replaced by one that never falls; the bound holds for the real ones too."""
     problem = Problem.of(choices, resources)
     if not problem.fits(problem.narrowest):
         return None
@@ -181,7 +208,13 @@ def _optimum(problem: Problem, solution: IntArray, bound: float, prices: FloatAr
         widths=problem.widths(solution),
         value=value,
         bound=bound,
-        gap=(bound - value) / value if value > 0 else (np.inf if bound > value else 0.0),
+        gap=_gap(value, bound),
         prices=tuple((prices / problem.scale).tolist()),
         binding=tuple(dict.fromkeys(names)),
     )
+
+
+def _gap(value: float, bound: float) -> float:
+    if value > 0:
+        return (bound - value) / value
+    return np.inf if bound > value else 0.0

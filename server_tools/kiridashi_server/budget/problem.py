@@ -3,7 +3,8 @@
 A group keeps a prefix of its units, best first, and may do so at a few widths; each width has a value. A resource is a
 sum of products, with non-negative coefficients, of non-negative functions of one group's width each. The solver needs
 that it never falls when a group is widened: a function that does fall is replaced by the largest one below it that does
-not, so a solution may need a little more than the solver thinks.
+not. A bound that is found so holds, but a solution may need more than it seems to; :func:`without_falls` leaves the
+widths at which it does not.
 """
 
 from __future__ import annotations
@@ -164,6 +165,19 @@ class Problem:
     def widths(self, solution: IntArray) -> dict[str, int]:
         """The width of each group."""
         return {choice.group: int(choice.widths[index]) for choice, index in zip(self.choices, solution, strict=True)}
+
+
+def without_falls(choices: Sequence[Choice], resources: Sequence[Resource]) -> tuple[Choice, ...]:
+    """The choices without the widths at which some factor is above what it is at a wider one; the widest stays."""
+    factors = {factor for resource in resources for _, names in resource.terms for factor in names}
+    left = []
+    for choice in choices:
+        tables = [factor.of(choice.widths) for factor in factors if factor.group == choice.group]
+        stays = np.ones(len(choice.widths), dtype=np.bool_)
+        for table in tables:
+            stays &= table == _rising(table)
+        left.append(Choice(choice.group, choice.widths[stays], choice.values[stays]))
+    return tuple(left)
 
 
 def _rising(table: FloatArray) -> FloatArray:

@@ -137,7 +137,7 @@ def _limits(budget: Budget) -> dict[Limit, float]:
 def _infeasible(budget: Budget, short: Mapping[Limit, float]) -> BudgetError:
     """The error for a budget in which some limits are below ``short``, what they would have to be.
 
-    Every need is least in the one cut with all groups at their floors, so raising these limits alone is enough.
+    The cut with all groups at their floors keeps every other limit, so raising these alone is enough.
     """
     texts = {name: _exactly(name, limit) for name, limit in _limits(budget).items()}
     raised = {name: _at_least(name, need) for name, need in short.items()}

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -42,6 +42,22 @@ def instances(draw: st.DrawFn, shapes: tuple[Shape, ...] = RISING) -> Instance:
         most = _cost(terms, {choice.group: int(choice.widths[-1]) for choice in choices})
         resources.append(Resource(f"r{index}", terms, draw(st.floats(0.05, 1.1)) * most))
     return choices, resources
+
+
+@st.composite
+def ragged_instances(draw: st.DrawFn) -> Instance:
+    """A chain of two or three groups of widths up to 16, half of them ragged in blocks of 4, at prices that matter."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    names = [f"g{index}" for index in range(draw(st.integers(2, 3)))]
+    choices = [Choice(n, np.arange(2, 17, 2, dtype=np.int64), rng.gamma(0.5, size=8).cumsum()) for n in names]
+    price, odd = draw(st.sampled_from([0.1, 0.5, 2.0])), float(rng.integers(0, 3))
+    terms: list[tuple[float, tuple[Factor, ...]]] = []
+    for left, right in pairwise(names):
+        terms.append((1.0, (Factor(left), Factor(right, 1, "filled", 4))))
+        terms.append((price, (Factor(left, 1, "ragged", 4), Factor(right))))
+        terms.append((odd, (Factor(right, 1, "odd", 4), Factor(right))))
+    most = _cost(tuple(terms), dict.fromkeys(names, 16))
+    return choices, [Resource("time", tuple(terms), draw(st.floats(0.1, 0.9)) * most)]
 
 
 def _cost(terms: Polynomial, widths: dict[str, int]) -> float:
@@ -93,6 +109,45 @@ def test_small_instances_are_solved_exactly(instance: Instance) -> None:
     _check(choices, resources, optimum)
     assert optimum.value == pytest.approx(exact, rel=1e-9)
     assert optimum.bound == pytest.approx(exact, rel=1e-9)
+
+
+@given(st.one_of(ragged_instances(), instances(ALL)))
+@settings(max_examples=200, deadline=None)
+def test_where_factors_fall_the_limits_hold_as_the_terms_say_and_so_does_the_bound(instance: Instance) -> None:
+    choices, resources = instance
+    exact, optimum = _brute_force(choices, resources), solve(choices, resources, tolerance=0.0)
+    if optimum is None:
+        assert not _within(resources, {choice.group: int(choice.widths[0]) for choice in choices})
+        return
+    assert exact is not None
+    _check(choices, resources, optimum)
+    assert optimum.value <= exact * (1 + 1e-9) <= optimum.bound * (1 + 2e-9)
+    if optimum.value:
+        assert optimum.gap == pytest.approx(optimum.bound / optimum.value - 1, abs=1e-12)
+
+
+def test_a_ragged_width_that_breaks_the_limit_is_replaced_by_one_that_does_not() -> None:
+    """12 seems to cost as little as 16 and costs more; 16 is over the limit, so 8 is left."""
+    choice = Choice("a", np.array([8, 12, 16, 20]), np.array([1.0, 2.0, 3.0, 4.0]))
+    terms = ((1.0, (Factor("a"),)), (1.0, (Factor("a", 1, "ragged", 8),)))
+    optimum = solve([choice], [Resource("time", terms, 14.0)])
+    assert optimum is not None
+    assert (optimum.widths, optimum.value, optimum.binding) == ({"a": 8}, 1.0, ("time",))
+    assert optimum.bound >= 1.0
+
+
+def test_where_only_the_smallest_widths_fit_they_are_kept_though_they_are_ragged() -> None:
+    choice = Choice("a", np.array([12, 16]), np.array([1.0, 3.0]))
+    terms = ((1.0, (Factor("a"),)), (0.1, (Factor("a", 1, "ragged", 8),)))
+    optimum = solve([choice], [Resource("time", terms, 13.5)])
+    assert optimum is not None
+    assert (optimum.widths, optimum.gap) == ({"a": 12}, 0.0)
+    both = Choice("b", np.array([12, 14, 16]), np.array([1.0, 2.0, 3.0]))
+    terms = ((1.0, (Factor("b"),)), (0.1, (Factor("b", 1, "ragged", 8),)))
+    kept = solve([both], [Resource("time", terms, 14.5)])
+    assert kept is not None
+    assert (kept.widths, kept.value, kept.bound) == ({"b": 12}, 1.0, pytest.approx(2.0))
+    assert solve([both], [Resource("time", terms, 13.0)]) is None
 
 
 @given(instances(), st.integers(1, 30))
@@ -269,6 +324,20 @@ def test_the_largest_of_several_costs_counts_on_a_front() -> None:
     choices, parameters, macs = inverted_residuals(0, multiple=32)
     for point in front(choices, [parameters, macs], points=4):
         assert point.cost == max(evaluate(terms, point.widths) for terms in (parameters, macs))
+
+
+@given(ragged_instances())
+@settings(max_examples=40, deadline=None)
+def test_a_front_of_costs_that_fall_states_what_its_points_need_and_bounds_that_hold(instance: Instance) -> None:
+    choices, resources = instance
+    terms = resources[0].terms
+    found = front(choices, [terms], points=5)
+    assert [point.cost for point in found] == sorted({point.cost for point in found})
+    for point in found:
+        assert point.cost == pytest.approx(_cost(terms, point.widths))
+        best = _brute_force(choices, [Resource("size", terms, point.cost)])
+        assert best is not None
+        assert best <= point.bound * (1 + 1e-9)
 
 
 def test_a_front_of_one_point_is_refused() -> None:

@@ -164,15 +164,35 @@ def test_a_profile_of_another_input_size_is_refused() -> None:
         plan_cut(QUANTITIES, random_scores(0), Budget(), other)
 
 
-def test_no_width_is_ragged_where_blocks_are_wider_than_the_groups_steps() -> None:
-    """A ragged width costs more than the full block above it here, and is never chosen."""
-    slow = msgspec.structs.replace(
-        PROFILE, block=16, multiple=16, latency={"fixed": 0.01, "dense": 1e-6, "dense-ragged": 5e-6}
-    )
-    dense_ms = Requirements.of(slow, QUANTITIES).forecast({}).latency_p95_ms
-    for share in (0.5, 0.65, 0.8):
-        counts = plan_cut(QUANTITIES, random_scores(4), Budget(latency_p95_ms=share * dense_ms), slow).plan.counts
-        assert all(width % 16 == 0 for width in counts.values())
+@pytest.mark.parametrize("ragged", [1e-7, 1e-6, 5e-6])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_ragged_width_stays_where_the_full_block_is_cheaper_and_worth_more(ragged: float, seed: int) -> None:
+    """Widths are multiples of 8 and the kernels' blocks 16: half of the widths to choose from are ragged."""
+    prices = {"fixed": 0.01, "dense": 1e-6, "dense-ragged": ragged}
+    slow = msgspec.structs.replace(PROFILE, block=16, multiple=8, latency=prices)
+    requirements = Requirements.of(slow, QUANTITIES)
+    for share in (0.3, 0.5, 0.65, 0.8):
+        limit = share * requirements.expected("latency", {})
+        solution = plan_cut(QUANTITIES, random_scores(seed), Budget(latency_p95_ms=limit), slow)
+        counts = dict(solution.plan.counts)
+        needed = requirements.expected("latency", counts)
+        assert needed <= 0.97 * limit
+        assert solution.used["latency"] == pytest.approx(needed / limit)
+        for name, width in counts.items():
+            if width % 16:
+                assert requirements.expected("latency", {**counts, name: width + 8}) > needed
+
+
+def test_the_nearest_budget_can_be_kept_where_the_smallest_cut_is_ragged() -> None:
+    prices = {"fixed": 0.01, "dense": 1e-6, "dense-ragged": 1e-6}
+    slow = msgspec.structs.replace(PROFILE, block=16, multiple=8, latency=prices)
+    smallest = Requirements.of(slow, QUANTITIES).expected("latency", dict.fromkeys(SIZES, 8))
+    with pytest.raises(BudgetError) as caught:
+        plan_cut(QUANTITIES, random_scores(0), Budget(latency_p95_ms=0.9 * smallest), slow)
+    nearest = Budget.parse(caught.value.next_step.removeprefix("ask for at least ").partition(", or ")[0])
+    assert nearest.latency_p95_ms is not None
+    assert nearest.latency_p95_ms == pytest.approx(smallest / 0.97, rel=0.01)
+    assert plan_cut(QUANTITIES, random_scores(0), nearest, slow).used["latency"] <= 0.97
 
 
 def test_a_size_is_filled_with_the_most_valuable_units() -> None:
