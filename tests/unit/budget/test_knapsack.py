@@ -126,14 +126,14 @@ def test_where_factors_fall_the_limits_hold_as_the_terms_say_and_so_does_the_bou
         assert optimum.gap == pytest.approx(optimum.bound / optimum.value - 1, abs=1e-12)
 
 
-def test_a_ragged_width_that_breaks_the_limit_is_replaced_by_one_that_does_not() -> None:
-    """12 seems to cost as little as 16 and costs more; 16 is over the limit, so 8 is left."""
-    choice = Choice("a", np.array([8, 12, 16, 20]), np.array([1.0, 2.0, 3.0, 4.0]))
+def test_a_ragged_width_that_breaks_the_limit_is_replaced_by_the_best_that_fills_its_blocks() -> None:
+    """20 seems to need 20, because 24 is not ragged, and needs 40; 24 is over the limit."""
+    choice = Choice("a", np.array([8, 16, 20, 24]), np.array([1.0, 2.0, 3.0, 4.0]))
     terms = ((1.0, (Factor("a"),)), (1.0, (Factor("a", 1, "ragged", 8),)))
-    optimum = solve([choice], [Resource("time", terms, 14.0)])
+    optimum = solve([choice], [Resource("time", terms, 22.0)])
     assert optimum is not None
-    assert (optimum.widths, optimum.value, optimum.binding) == ({"a": 8}, 1.0, ("time",))
-    assert optimum.bound >= 1.0
+    assert (optimum.widths, optimum.value, optimum.binding) == ({"a": 16}, 2.0, ("time",))
+    assert (optimum.bound, optimum.gap) == (pytest.approx(3.0), pytest.approx(0.5))
 
 
 def test_where_only_the_smallest_widths_fit_they_are_kept_though_they_are_ragged() -> None:
