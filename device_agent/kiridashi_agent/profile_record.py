@@ -42,7 +42,7 @@ class Key(msgspec.Struct, frozen=True):
 class Alone(msgspec.Struct, frozen=True):
     """One graph in a process of its own; ``start_s`` is what the process took beside loading and predicting.
 
-    The other fields are those of :class:`~kiridashi.probes.Timing`.
+    The other fields are those of :class:`~kiridashi.probes.Timing`; ``p99_ms`` and ``runs`` are 0 in an older record.
     """
 
     p50_ms: float
@@ -50,6 +50,8 @@ class Alone(msgspec.Struct, frozen=True):
     memory_bytes: int
     load_ms: float
     start_s: float
+    p99_ms: float = 0.0
+    runs: int = 0
 
 
 class Sitting(msgspec.Struct, frozen=True):
@@ -185,6 +187,8 @@ def _timing(record: Record, name: str, anchor: str) -> Timing:
         p95_ms=alone.p95_ms,
         memory_bytes=alone.memory_bytes,
         load_ms=alone.load_ms,
+        p99_ms=alone.p99_ms,
+        alone_runs=alone.runs,
     )
 
 

@@ -160,6 +160,8 @@ def _measure_alone(work: _Work, kept: Record, name: str) -> Record:
         memory_bytes=measured.memory_bytes,
         load_ms=measured.load_ms,
         start_s=max(0.0, time.monotonic() - begun - predicting_s),
+        p99_ms=measured.latency_p99_ms,
+        runs=measured.runs,
     )
     return msgspec.structs.replace(kept, alone=kept.alone | {name: alone})
 

@@ -90,6 +90,8 @@ class Timing(msgspec.Struct, frozen=True):
         p50_ms, p95_ms: wall time of single predictions in a process that runs this graph only.
         memory_bytes: that process's peak resident set.
         load_ms: loading the model in it.
+        p99_ms, alone_runs: 99th percentile of the same predictions and how many there were; 0 from an agent that does
+            not tell.
     """
 
     name: str
@@ -101,6 +103,8 @@ class Timing(msgspec.Struct, frozen=True):
     p95_ms: float
     memory_bytes: int
     load_ms: float
+    p99_ms: float = 0.0
+    alone_runs: int = 0
 
 
 class ProbeReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from kiridashi.manifest import ArtifactKind
 from kiridashi_server.amp.scores import ScoreMap
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.record import Record
+from kiridashi_server.budget.device import measure_files
 from kiridashi_server.budget.profile import Forecast, Profile
 from kiridashi_server.budget.solver import plan_cut
 from kiridashi_server.classifier import Classifier
@@ -27,6 +28,7 @@ from kiridashi_server.graph.cut import load_cut, save_cut
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.pipeline import (
     BundleSpec,
+    Measure,
     Release,
     compose_scores,
     export_bundle,
@@ -60,8 +62,8 @@ class Composed(msgspec.Struct, frozen=True):
 class Planned(msgspec.Struct, frozen=True):
     """The solved plan as JSON, its counts, what it is expected to need, and what was measured for its cut.
 
-    ``measured`` is ``None`` when the profile came from elsewhere: this machine is not the device then, and the device
-    measures the bundle itself before it goes live.
+    ``measured`` is ``None`` when the profile came from elsewhere and the device could not be asked: this machine is not
+    the device then, and the device measures the bundle itself before it goes live.
     """
 
     plan: str
@@ -105,6 +107,8 @@ class CutRequest:
         release: line, version, task and labels of the bundle.
         budget: limits; ``None`` asks for :func:`default_budget` of the profile.
         profile: another device's profile; ``None``: this machine is the device, and is measured.
+        device: the name of the device whose profile it is, if it can be asked.
+        measure: has model files measured on that device.
         recover: how the cut is recovered.
         kinds: artifacts to export.
         seed: of everything random.
@@ -117,6 +121,8 @@ class CutRequest:
     release: Release
     budget: Budget | None = None
     profile: Profile | None = None
+    device: str = ""
+    measure: Measure | None = None
     recover: RecoverSettings = field(default_factory=RecoverSettings)
     kinds: tuple[ArtifactKind, ...] = ALL_KINDS
     seed: int = 0
@@ -205,12 +211,13 @@ class CutRun:
 
     @cached_property
     def planned(self) -> Planned:
-        """The plan, measured inside the budget where this machine is the device."""
+        """The plan, measured inside the budget where this machine is the device, or the device can be asked."""
         scores, profile, budget = self.composed.score_map(), self.profile, self.budget
-        backbone, is_here = self.request.backbone, self.request.profile is None
+        request, is_here = self.request, self.request.profile is None
+        backbone, measure = request.backbone, measure_files if is_here else request.measure
 
         def work(folder: Path) -> Planned:
-            fitted = fit_to_budget(backbone, scores, budget, profile, folder) if is_here else None
+            fitted = fit_to_budget(backbone, scores, budget, profile, folder, measure=measure) if measure else None
             solution = fitted.solution if fitted else plan_cut(backbone.quantities, scores, budget, profile)
             return Planned(
                 plan=solution.plan.to_json(),
@@ -224,7 +231,7 @@ class CutRun:
                 measured=fitted.measured if fitted else None,
             )
 
-        return self.workspace.run("plan", [self._identity, budget, profile, is_here], work, Planned)
+        return self.workspace.run("plan", [self._identity, budget, profile, is_here, request.device], work, Planned)
 
     @property
     def plan(self) -> Plan:

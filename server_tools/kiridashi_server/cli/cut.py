@@ -11,7 +11,10 @@ from kiridashi.budget import MIB, Budget
 from kiridashi.command import Command, Outcome
 from kiridashi.errors import InputError
 from kiridashi.messages import check_name
+from kiridashi.runtime import RUNTIMES
 
+from kiridashi_server.cli.judge_source import judged_by
+from kiridashi_server.cli.plant_state import add_state_argument
 from kiridashi_server.cli.profile_source import PROFILE_HELP, read_profile
 from kiridashi_server.cli.task_source import TASK_HELP, few_samples, read_task
 
@@ -36,7 +39,26 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="the backbone to cut")
     parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="side of the input (default 64)")
     parser.add_argument("--budget", default="", metavar="LIMITS", help="such as memory=96MiB,file=5MiB,latency=2ms")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help=f"{PROFILE_HELP} (default: measure this machine)")
+    whose = parser.add_mutually_exclusive_group()
+    whose.add_argument("--profile", type=Path, metavar="FILE", help=f"{PROFILE_HELP} (default: measure this machine)")
+    whose.add_argument("--device", metavar="NAME", help="a device of the fleet: its profile, and it measures the cut")
+    parser.add_argument("--runtime", choices=sorted(RUNTIMES), help="with --device: which of its profiles")
+    parser.add_argument("--threads", type=int, metavar="N", help="with --device: of its profile (default: the fewest)")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="with --device: how long to wait for one measurement (default 600)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="with --device: what it may take for one measurement (default 30)",
+    )
+    add_state_argument(parser)
     parser.add_argument("--release", type=int, default=1, metavar="N", help="version number of the bundle (default 1)")
     parser.add_argument("--iterations", type=int, default=20, metavar="N", help="weight updates after the cut")
     parser.add_argument("--per-class", type=int, default=0, metavar="N", help="use this many samples per class only")
@@ -48,6 +70,8 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     check_name(arguments.line, "line")
     if arguments.release < 1:
         raise InputError(f"a release number is at least 1, got {arguments.release}")
+    if not min(arguments.timeout, arguments.seconds) > 0:
+        raise InputError("--timeout and --seconds must be above zero")
     profile = read_profile(arguments.profile) if arguments.profile else None
     import torch  # takes seconds: bad arguments are refused first
 
@@ -62,20 +86,24 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     torch.set_num_threads(1)  # the same numbers on every machine, and no spinning on a busy one
     task = read_task(arguments.task, arguments.image_size, arguments.seed)
     narrator = Narrator(("evidence", "profile", "plan", "cut", "export"))
+    backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
     with Bank.open(arguments.bank, create=False) as bank:
+        records = bank.list()
+    workspace = Workspace(arguments.output, narrator.stage)
+    with judged_by(arguments, backbone, narrator.fact) as judge, workspace.locked():
         request = CutRequest(
-            backbone=Backbone.load(arguments.backbone, image_size=arguments.image_size),
-            records=bank.list(),
+            backbone=backbone,
+            records=records,
             samples=few_samples(task, arguments.per_class, arguments.seed),
             calibration=task.split("val" if "val" in task.splits else "train"),
             release=Release(arguments.line, arguments.release, task.name, task.labels),
             budget=budget,
-            profile=profile,
+            profile=judge.profile if judge else profile,
+            device=arguments.device or "",
+            measure=judge.measure if judge else None,
             recover=RecoverSettings(iterations=arguments.iterations),
             seed=arguments.seed,
         )
-    workspace = Workspace(arguments.output, narrator.stage)
-    with workspace.locked():
         return _outcome(CutRun(request, workspace, narrator.bar))
 
 
@@ -84,9 +112,11 @@ def _outcome(run: CutRun) -> Outcome:
     parameters_dense = run.request.backbone.costs.parameters({})
     data = {
         "bundle": str(run.bundle),
+        "device": run.request.device or None,
         "budget": msgspec.to_builtins(run.budget),
         "forecast": msgspec.to_builtins(planned.forecast),
         "measured": msgspec.to_builtins(planned.measured),
+        "corrections": planned.corrections,
         "binding": planned.binding,
         "importance": planned.importance,
         "gap": planned.gap,
@@ -100,20 +130,20 @@ def _outcome(run: CutRun) -> Outcome:
     text = (
         f"{planned.parameters:,} of {parameters_dense:,} parameters stay; binding limit: {planned.binding}\n"
         f"{planned.importance:.2%} of the importance stays, {best:.2%} at most could\n"
-        f"{_needs(planned)}; budget {run.budget}\n"
+        f"{_needs(planned, run.request.device)}; budget {run.budget}\n"
         f"{run.composed.explanation}\n"
         f"next: kiridashi publish {run.bundle} --line {run.request.release.line}"
     )
     return Outcome(data, text)
 
 
-def _needs(planned: Planned) -> str:
+def _needs(planned: Planned, device: str) -> str:
     needs = planned.measured or planned.forecast
     memory, file = needs.memory_bytes / MIB, needs.file_bytes / MIB
     text = f"{memory:.1f} MiB, {file:.2f} MiB file, p95 {needs.latency_p95_ms:.3g} ms"
     if planned.measured is None:
         return f"forecast: {text} (the device measures it before it goes live)"
-    return f"measured: {text}"
+    return f"measured{' on ' if device else ''}{device}: {text}"
 
 
 COMMANDS = (Command("cut", "cut the backbone once for a new task, inside a budget", _configure, _run),)

@@ -19,7 +19,7 @@ from kiridashi_server.cli.plant_state import add_state_argument, opened_server
 
 if TYPE_CHECKING:
     from kiridashi_server.budget.profile import Profile as FittedProfile
-    from kiridashi_server.fleet.records import Device, Profile, ProfileRequest
+    from kiridashi_server.fleet.records import Profile
 
 
 def _add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,19 +161,20 @@ def _request(arguments: argparse.Namespace) -> Outcome:
 
 
 def _list(arguments: argparse.Namespace) -> Outcome:
+    from kiridashi_server.fleet.profiling import standing
+
     with opened_server(arguments) as server:
         sets = server.registry.profiles.probe_sets()
         requests = server.registry.profiles.requests()
         devices = {device.name: device for device in server.registry.devices()}
         profiles = server.profiles()
     names = {entry.digest: entry.name for entry in sets}
-    asked = [asdict(request) | _progress(request, devices[request.device]) for request in requests]
+    states = [standing(request, devices[request.device]) for request in requests]
+    asked = [asdict(request) | asdict(state) for request, state in zip(requests, states, strict=True)]
     text = [f"probe set '{entry.name}' ({entry.digest[:16]}): {entry.graphs} graphs, {entry.runtime}" for entry in sets]
     text += [
-        f"{row['device']} ({names[row['probes']]}): {row['phase']}"
-        + (f", {row['done']} of {row['total']} steps" if row["phase"] == "measuring" else "")
-        + (f": {row['error']}" if row["error"] else "")
-        for row in asked
+        f"{request.device} ({names.get(request.probes, 'a candidate of kiridashi cut')}): {state}"
+        for request, state in zip(requests, states, strict=True)
     ]
     text += [_describe(profile) for profile in profiles]
     if profiles:
@@ -195,6 +196,7 @@ def _configure_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runtime", choices=("onnxruntime", "litert"), help="only what this runtime was measured with")
     parser.add_argument("--threads", type=int, metavar="N", help="only what was measured with this many threads")
     parser.add_argument("--backbone", default="", metavar="FINGERPRINT", help="only of this backbone (or a beginning)")
+    parser.add_argument("--probes", metavar="NAME", help="only of probe sets of this name")
     parser.add_argument("-o", "--output", type=Path, metavar="REPORT.json", help="write the report to this file")
     add_state_argument(parser)
 
@@ -214,7 +216,7 @@ def _show(arguments: argparse.Namespace) -> Outcome:
             raise InputError(
                 f"{len(found)} profiles fit, and one file was named",
                 why="; ".join(map(_describe, found)),
-                next_step="choose one with --runtime, --threads or --backbone",
+                next_step="choose one with --probes, --runtime, --threads or --backbone",
             )
         write_atomic(arguments.output, msgspec.json.encode(found[0].report, order="sorted"))
     text = []
@@ -234,22 +236,9 @@ def _is_meant(profile: Profile, arguments: argparse.Namespace) -> bool:
         profile.device_class == arguments.device_class
         and arguments.runtime in (None, profile.runtime)
         and arguments.threads in (None, profile.threads)
+        and arguments.probes in (None, profile.probe_set)
         and profile.backbone_fingerprint.startswith(arguments.backbone)
     )
-
-
-def _progress(request: ProfileRequest, device: Device) -> dict[str, Any]:
-    """Where a request stands: what the device says of it, as far as it has heard of it."""
-    nothing = {"done": 0, "total": 0, "error": ""}
-    if request.answered is not None:
-        return {"phase": "answered", **nothing}
-    state = device.reported.probes if device.reported else None
-    if state is None or state.request != request.number:
-        too_old = device.reported is not None and device.reported.protocol == "1.0"
-        why = "its agent is too old to measure profiles: update kiridashi there" if too_old else ""
-        return {"phase": "asked", **nothing, "error": why}
-    error = state.error.message if state.error else ""
-    return {"phase": state.phase, "done": state.done, "total": state.total, "error": error}
 
 
 def _summary(profile: Profile) -> dict[str, Any]:
@@ -261,8 +250,9 @@ def _summary(profile: Profile) -> dict[str, Any]:
 def _describe(profile: Profile) -> str:
     report = profile.report
     return (
-        f"{profile.device_class}: {report.runtime}, {profile.threads} thread(s), {len(report.timings)} graphs"
-        f"{'' if report.complete else ' (incomplete)'}, measured by {profile.device} at {profile.measured}"
+        f"{profile.device_class} ({profile.probe_set}): {report.runtime}, {profile.threads} thread(s), "
+        f"{len(report.timings)} graphs{'' if report.complete else ' (incomplete)'}, "
+        f"measured by {profile.device} at {profile.measured}"
     )
 
 

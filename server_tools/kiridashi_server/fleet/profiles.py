@@ -14,11 +14,11 @@ from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, insert
 
 from kiridashi_server.fleet.database import next_generation, note_event, stamp, transaction
 from kiridashi_server.fleet.records import Profile, ProfileRequest, PublishedProbes
-from kiridashi_server.fleet.tables import DEVICE, PROBE_BLOB, PROBE_SET, PROFILE, PROFILE_REQUEST
+from kiridashi_server.fleet.tables import CANDIDATE, DEVICE, PROBE_BLOB, PROBE_SET, PROFILE, PROFILE_REQUEST
 
 PROFILES_KEPT = 10
-"""How many profiles of one device class, backbone, runtime and thread count are kept."""
-_KEY = ("device_class", "backbone_fingerprint", "runtime", "threads")
+"""How many profiles of one device class, probe set's name, backbone, runtime and thread count are kept."""
+_KEY = ("device_class", "probe_set", "backbone_fingerprint", "runtime", "threads")
 
 
 def wanted_probes(db: Connection, device: str) -> ProbesDesired | None:
@@ -40,8 +40,13 @@ class ProfileBook:
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
 
-    def add_probes(self, probes: PublishedProbes, blobs: Iterable[str]) -> PublishedProbes:
-        """Note a probe set and the digests of its files; one that is there is returned as it is."""
+    def add_probes(
+        self, probes: PublishedProbes, blobs: Iterable[str], *, is_candidate: bool = False
+    ) -> PublishedProbes:
+        """Note a probe set and the digests of its files; one that is there is returned as it is.
+
+        A candidate is a cut that a device is to judge: what is measured of it is nobody's profile.
+        """
         with transaction(self._writer) as db:
             row = db.execute(select(PROBE_SET).where(PROBE_SET.c.digest == probes.digest)).mappings().first()
             if row:
@@ -49,11 +54,13 @@ class ProfileBook:
             db.execute(insert(PROBE_SET).values(**asdict(probes)))
             for sha256 in sorted(set(blobs)):
                 db.execute(insert(PROBE_BLOB).values(sha256=sha256, probes=probes.digest))
+            if is_candidate:
+                db.execute(insert(CANDIDATE).values(probes=probes.digest))
             return probes
 
     def probe_sets(self) -> tuple[PublishedProbes, ...]:
-        """All probe sets, the oldest first."""
-        query = select(PROBE_SET).order_by(PROBE_SET.c.published, PROBE_SET.c.digest)
+        """All probe sets but the candidates, the oldest first."""
+        query = select(PROBE_SET).where(_is_no_candidate()).order_by(PROBE_SET.c.published, PROBE_SET.c.digest)
         with transaction(self._engine) as db:
             return tuple(PublishedProbes(**row) for row in db.execute(query).mappings())
 
@@ -109,19 +116,25 @@ class ProfileBook:
             if not db.execute(update(PROFILE_REQUEST).where(here).values(answered=stamp(now))).rowcount:
                 return
             db.execute(insert(PROFILE).values(**row))
-            like = [PROFILE.c[name] == row[name] for name in _KEY]
-            ids = select(PROFILE.c.id).where(*like).order_by(PROFILE.c.complete.desc(), PROFILE.c.id.desc())
+            like = [PROFILE.c[name] == row[name] for name in _KEY if name != "probe_set"]
+            own_name = select(PROBE_SET.c.name).where(PROBE_SET.c.digest == request.probes).scalar_subquery()
+            joined = select(PROFILE.c.id).join(PROBE_SET, PROBE_SET.c.digest == PROFILE.c.probes)
+            ids = joined.where(*like, PROBE_SET.c.name == own_name).order_by(
+                PROFILE.c.complete.desc(), PROFILE.c.id.desc()
+            )
             surplus = list(db.execute(ids.offset(PROFILES_KEPT)).scalars())
             db.execute(delete(PROFILE).where(PROFILE.c.id.in_(surplus)))
             next_generation(db, request.device)
             note_event(db, request.device, "profiled", f"{report.device_class}: {len(report.timings)} graphs", now)
 
     def profiles(self, device_class: str | None = None) -> tuple[Profile, ...]:
-        """For every device class (or one), backbone, runtime and thread count: the newest complete profile.
+        """The newest complete one for every device class (or one), name of a probe set, backbone, runtime and threads.
 
-        Where no complete one has come yet, the newest incomplete one.
+        Where no complete one has come yet, the newest incomplete one. What was measured of candidates is none of them.
         """
-        query = select(PROFILE).order_by(PROFILE.c.complete, PROFILE.c.id)
+        named = select(PROFILE, PROBE_SET.c.name.label("probe_set"))
+        joined = named.join(PROBE_SET, PROBE_SET.c.digest == PROFILE.c.probes)
+        query = joined.where(_is_no_candidate()).order_by(PROFILE.c.complete, PROFILE.c.id)
         if device_class is not None:
             query = query.where(PROFILE.c.device_class == device_class)
         with transaction(self._engine) as db:
@@ -131,6 +144,33 @@ class ProfileBook:
             Profile(**{name: row[name] for name in names}, report=msgspec.json.decode(row["report"], type=ProbeReport))
             for _, row in sorted(newest.items())
         )
+
+    def class_of(self, device: str) -> str | None:
+        """The device class that a device last reported, ``None`` before its first report."""
+        query = select(PROFILE.c.device_class).where(PROFILE.c.device == device).order_by(PROFILE.c.id.desc())
+        with transaction(self._engine) as db:
+            return db.execute(query.limit(1)).scalar()
+
+    def answers(self, device: str, probes: str, threads: int, since: datetime) -> tuple[ProbeReport, ...]:
+        """The complete reports of one device on one probe set, as they came."""
+        of_it = _is_report(device, probes) & (PROFILE.c.threads == threads) & PROFILE.c.complete
+        query = select(PROFILE.c.report).where(of_it, PROFILE.c.measured >= stamp(since)).order_by(PROFILE.c.id)
+        with transaction(self._engine) as db:
+            return tuple(msgspec.json.decode(text, type=ProbeReport) for text in db.execute(query).scalars())
+
+    def forget(self, device: str, probes: str) -> None:
+        """Drop a device's reports on a candidate; those on other probe sets stay."""
+        is_candidate = PROFILE.c.probes.in_(select(CANDIDATE.c.probes))
+        with transaction(self._writer) as db:
+            db.execute(delete(PROFILE).where(_is_report(device, probes), is_candidate))
+
+
+def _is_report(device: str, probes: str) -> ColumnElement[bool]:
+    return (PROFILE.c.device == device) & (PROFILE.c.probes == probes)
+
+
+def _is_no_candidate() -> ColumnElement[bool]:
+    return PROBE_SET.c.digest.not_in(select(CANDIDATE.c.probes))
 
 
 def _is_open(device: str) -> ColumnElement[bool]:

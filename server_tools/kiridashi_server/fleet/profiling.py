@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from kiridashi.probes import (
 
 from kiridashi_server.fleet.database import stamp
 from kiridashi_server.fleet.published import Published
-from kiridashi_server.fleet.records import ProfileRequest, PublishedProbes
+from kiridashi_server.fleet.records import Device, ProfileRequest, PublishedProbes
 from kiridashi_server.fleet.registry import Registry
 from kiridashi_server.fleet.repository import Repository
 from kiridashi_server.fleet.store import BlobStore
@@ -35,10 +36,47 @@ MAX_CLASS_LENGTH = 200
 MAX_NAME_LENGTH = 160
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where a request stands: ``answered``, ``asked`` (the device has said nothing yet), or the device's own phase.
+
+    ``done`` of ``total`` steps is how far measuring has come; ``error`` is why it does not go on, if it does not.
+    """
+
+    phase: str
+    done: int = 0
+    total: int = 0
+    error: str = ""
+
+    def __str__(self) -> str:
+        steps = f", {self.done} of {self.total} steps" if self.phase == "measuring" else ""
+        return self.phase + steps + (f": {self.error}" if self.error else "")
+
+
+def standing(request: ProfileRequest, device: Device) -> Standing:
+    """Where a request stands: what the device says of it, as far as it has heard of it. Pure."""
+    if request.answered is not None:
+        return Standing("answered")
+    state = device.reported.probes if device.reported else None
+    if state is None or state.request != request.number:
+        too_old = device.reported is not None and device.reported.protocol == "1.0"
+        why = "its agent is too old to measure profiles: update kiridashi there" if too_old else ""
+        return Standing("asked", error=why)
+    return Standing(state.phase, state.done, state.total, state.error.message if state.error else "")
+
+
 def publish_probes(
-    folder: Path, repository: Repository, store: BlobStore, registry: Registry, now: datetime
+    folder: Path,
+    repository: Repository,
+    store: BlobStore,
+    registry: Registry,
+    now: datetime,
+    *,
+    is_candidate: bool = False,
 ) -> PublishedProbes:
     """Check a probe set whole, store its files, and sign it. Publishing it again is fine.
+
+    What is measured of a candidate is kept apart from the profiles; see :meth:`ProfileBook.add_probes`.
 
     Raises:
         BundleError: no probe set, one that is not in canonical form, or a file that is missing or changed.
@@ -73,7 +111,8 @@ def publish_probes(
         bytes=sum(artifact.bytes for artifact in artifacts),
         published=stamp(now),
     )
-    return registry.profiles.add_probes(entry, [artifact.sha256 for artifact in artifacts])
+    blobs = [artifact.sha256 for artifact in artifacts]
+    return registry.profiles.add_probes(entry, blobs, is_candidate=is_candidate)
 
 
 def find_probes(registry: Registry, name: str | None) -> PublishedProbes:
@@ -122,6 +161,13 @@ def request_profile(
         raise InputError("no device is asked", next_step="name a device, or a line that has some (kiridashi line list)")
     check_limits(read_probes(published, wanted.probes), wanted.seconds, wanted.threads)
     return registry.profiles.ask(list(dict.fromkeys(devices)), wanted, now)
+
+
+def forget_candidate(registry: Registry, repository: Repository, device: str, digest: str, now: datetime) -> None:
+    """Drop what a device reported of a candidate, and the candidate's signature when nobody is to measure it."""
+    registry.profiles.forget(device, digest)
+    if not any(request.probes == digest and request.answered is None for request in registry.profiles.requests()):
+        repository.withdraw_probes(digest, now)
 
 
 class ReportDesk:
@@ -178,7 +224,9 @@ def check_report(report: ProbeReport, probes: ProbeSet, threads: int) -> None:
 
 def _is_possible(timing: Timing) -> bool:
     times_ms = (timing.quiet_ms, *timing.halves_ms, timing.anchor_ms, timing.p50_ms, timing.p95_ms, timing.load_ms)
-    return all(map(_is_positive, times_ms)) and timing.runs > 0 and timing.memory_bytes > 0
+    optional = (timing.p99_ms, timing.alone_runs)
+    told = all(value >= 0 and math.isfinite(value) for value in optional)
+    return told and all(map(_is_positive, times_ms)) and timing.runs > 0 and timing.memory_bytes > 0
 
 
 def _is_positive(value: float) -> bool:

@@ -109,13 +109,16 @@ class ProfileRequest:
 
 @dataclass(frozen=True)
 class Profile:
-    """A report with what tells it from others: newest of its device class, backbone, runtime and thread count counts.
+    """A report with what tells it from others.
 
-    ``measured`` is when it arrived, ISO 8601 UTC.
+    Of each device class, name of a probe set, backbone, runtime and thread count the newest counts.
+
+    ``probe_set`` is the set's name, which tells input sizes apart; ``measured`` is when it arrived, ISO 8601 UTC.
     """
 
     device: str
     device_class: str
+    probe_set: str
     backbone_fingerprint: str
     runtime: str
     threads: int

@@ -173,6 +173,18 @@ class Repository:
             self._commit(state, {**changed, PROBES_ROLE: role}, now)
         return path
 
+    def withdraw_probes(self, digest: str, now: datetime) -> None:
+        """No longer sign a probe set; one that is not signed stays so.
+
+        Raises:
+            StateError, TrustError: the repository or a key is missing or damaged.
+        """
+        with self._writing():
+            state = self.published.committed()
+            role = state.probes
+            if role is not None and role.signed.targets.pop(probes_path(digest), None) is not None:
+                self._commit(state, {PROBES_ROLE: role}, now)
+
     def refresh_timestamp(self, now: datetime) -> tuple[str, ...]:
         """Renew every signature whose half life is over, and return the renewed roles.
 

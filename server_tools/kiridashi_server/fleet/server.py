@@ -238,9 +238,11 @@ class PlantServer:
             version = releases[-1].version
         return self.registry.want(line, version, self._now(), devices)
 
-    def publish_probes(self, folder: Path) -> PublishedProbes:
+    def publish_probes(self, folder: Path, *, is_candidate: bool = False) -> PublishedProbes:
         """Sign a probe set, so that devices can be asked to measure it; see :func:`profiling.publish_probes`."""
-        return profiling.publish_probes(folder, self.repository, self.store, self.registry, self._now())
+        return profiling.publish_probes(
+            folder, self.repository, self.store, self.registry, self._now(), is_candidate=is_candidate
+        )
 
     def request_profile(
         self,

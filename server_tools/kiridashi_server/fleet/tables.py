@@ -98,6 +98,11 @@ PROBE_BLOB = Table(
     Column("sha256", String(64), primary_key=True),
     Column("probes", ForeignKey("probe_set.digest"), primary_key=True),
 )
+CANDIDATE = Table(
+    "candidate",
+    METADATA,
+    Column("probes", ForeignKey("probe_set.digest"), primary_key=True),
+)
 PROFILE_REQUEST = Table(
     "profile_request",
     METADATA,

@@ -83,3 +83,18 @@ def test_a_device_from_before_can_be_asked(registry):
     registry.profiles.add(registry.profiles.request_of("cam-1"), report_of(probes), "onnxruntime", "f", now)
     assert len(registry.profiles.profiles()) == 1
     assert not registry.may_read("cam-1", "bb")
+
+
+def test_a_registry_from_before_candidates_keeps_its_profiles(tmp_path, registry):
+    test_a_device_from_before_can_be_asked(registry)
+    before = registry.profiles.profiles()
+    with contextlib.closing(sqlite3.connect(tmp_path / "registry.sqlite")) as db:
+        db.execute("DROP TABLE candidate")
+        db.commit()
+    again = Registry(f"sqlite:///{tmp_path / 'registry.sqlite'}")
+    assert again.profiles.profiles() == before
+    assert [profile.probe_set for profile in before] == ["p"]
+    entry = PublishedProbes("d" * 64, "candidate-1", "f", "onnxruntime", 1, 1, "2026-01-04")
+    again.profiles.add_probes(entry, ["cc"], is_candidate=True)
+    assert [one.name for one in again.profiles.probe_sets()] == ["p"]
+    again.close()

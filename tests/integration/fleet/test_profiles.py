@@ -319,3 +319,15 @@ class TestHistory:
         with contextlib.closing(sqlite3.connect(plant.folder / "registry.sqlite")) as db:
             kept = db.execute("select report from profile where device_class = 'board h3' order by id").fetchall()
         assert [json.loads(row[0])["seconds"] for row in kept] == [3.0, 4.0, 5.0]
+
+    def test_sets_of_other_names_do_not_replace_each_other(self, plant, keep, published, tmp_path, monkeypatch):
+        monkeypatch.setattr("kiridashi_server.fleet.profiles.PROFILES_KEPT", 1)
+        keep("board h4", seconds=1.0)
+        other = make_probes(tmp_path / "larger", graphs=4, name=f"{published.name}-224")
+        plant.publish_probes(tmp_path / "larger")
+        plant.request_profile(["cam-history"], probes=other.name)
+        request = plant.registry.profiles.request_of("cam-history")
+        report = msgspec.structs.replace(report_of(other), device_class="board h4", seconds=2.0)
+        plant.registry.profiles.add(request, report, "onnxruntime", "f" * 64, datetime.now(UTC))
+        kept = [(profile.probe_set, profile.report.seconds) for profile in plant.profiles("board h4")]
+        assert kept == [(published.name, 1.0), (other.name, 2.0)]

@@ -23,7 +23,8 @@ def test_a_report_of_all_graphs_or_of_some_is_believed(probes):
 
 TIMES = ("quiet_ms", "anchor_ms", "p50_ms", "p95_ms", "load_ms", "halves_ms")
 NO_TIME = (0.0, -1.0, float("nan"), float("inf"), float("-inf"))
-BAD = [(field, value) for field in TIMES for value in NO_TIME] + [("runs", 0), ("memory_bytes", -1)]
+BAD = [(field, value) for field in TIMES for value in NO_TIME]
+BAD += [("runs", 0), ("memory_bytes", -1), ("alone_runs", -1), *(("p99_ms", value) for value in NO_TIME[1:])]
 
 
 @pytest.mark.parametrize(("field", "value"), BAD)

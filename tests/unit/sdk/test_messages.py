@@ -124,7 +124,19 @@ def test_the_profile_survives_the_wire() -> None:
 def test_a_report_over_as_many_graphs_as_are_allowed_fits_into_one_request() -> None:
     worst = 123.45678901234567
     timings = tuple(
-        Timing(f"probe-{n:03d}-{'x' * 40}.onnx", worst, (worst, worst), worst, 100_000, worst, worst, 2**36, worst)
+        Timing(
+            f"probe-{n:03d}-{'x' * 40}.onnx",
+            quiet_ms=worst,
+            halves_ms=(worst, worst),
+            anchor_ms=worst,
+            runs=100_000,
+            p50_ms=worst,
+            p95_ms=worst,
+            memory_bytes=2**36,
+            load_ms=worst,
+            p99_ms=worst,
+            alone_runs=100_000,
+        )
         for n in range(MAX_GRAPHS)
     )
     report = ProbeReport(
