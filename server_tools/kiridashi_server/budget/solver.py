@@ -24,7 +24,7 @@ from kiridashi_server.graph.polynomial import counted
 from kiridashi_server.graph.quantities import Quantities
 
 LARGEST_MARGIN = 0.10
-SMALLEST_MARGIN: Mapping[Limit, float] = {"memory": 0.02, "file": 0.0, "latency": 0.03}
+SMALLEST_MARGIN: Mapping[Limit, float] = {"memory": 0.03, "file": 0.0, "latency": 0.04}
 """However well a profile fits, two measurements of one model differ by so much."""
 _ROUNDING = 1e-9
 

@@ -8,14 +8,14 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Shape: TypeAlias = Literal["count", "filled", "ragged", "odd"]
+Shape: TypeAlias = Literal["count", "filled", "paired", "ragged", "odd"]
 
 
 class Factor(NamedTuple):
     """A function of a group's unit count ``n``, through the width ``w = scale * n`` that it gives a dimension.
 
-    ``count``: w. ``filled``: w rounded up to a multiple of ``block``. ``ragged``: w if it is no multiple of it, else 0.
-    ``odd``: 1 if it is none, else 0.
+    ``count``: w. ``filled``: w rounded up to a multiple of ``block``; ``paired``: of twice that. ``ragged``: w if it is
+    no multiple of ``block``, else 0. ``odd``: 1 if it is none, else 0.
     """
 
     group: str
@@ -34,8 +34,9 @@ Polynomial: TypeAlias = tuple[tuple[float, tuple[Factor, ...]], ...]
 
 def shaped(widths: npt.NDArray[np.int64], shape: Shape, block: int) -> npt.NDArray[np.float64]:
     """The function of :class:`Factor` at widths."""
-    if shape == "filled":
-        return np.asarray(-(-widths // block) * block, dtype=np.float64)
+    if shape in ("filled", "paired"):
+        whole = block if shape == "filled" else 2 * block
+        return np.asarray(-(-widths // whole) * whole, dtype=np.float64)
     if shape == "ragged":
         return np.where(widths % block == 0, 0, widths).astype(np.float64)
     if shape == "odd":

@@ -37,8 +37,9 @@ class Workload:
     Attributes:
         block: of channels, that the kernels work on.
         sizes: unit counts of the dense program.
-        kinds: the polynomial of each kind. Multiply-accumulates: ``dense``, ``depthwise``, ``product``, and of those
-            once more where the channels read do not fill their blocks, ``dense-ragged`` and ``depthwise-ragged``.
+        kinds: the polynomial of each kind. Multiply-accumulates: ``dense``, ``depthwise``, ``product``; ``dense`` once
+            more with the channels made rounded up to whole pairs of blocks, ``dense-paired``, for kernels that hold
+            two; and where the channels read do not fill their blocks, ``dense-ragged`` and ``depthwise-ragged``.
             Elements: ``weights``, results ``dense-out`` (once more ``ragged-out``), ``depthwise-out``, ``slow``
             (of operators with transcendental functions) and ``other``, and ``dense-in`` that is read.
     """
@@ -91,6 +92,7 @@ class _Counter:
             self._add("depthwise-out", dims)
         else:
             self._add("dense", work.rest, (work.inner, "count"), (work.outer, "filled"))
+            self._add("dense-paired", work.rest, (work.inner, "count"), (work.outer, "paired"))
             self._add("dense-ragged", work.rest, (work.inner, "ragged"), (work.outer, "count"))
             self._add("ragged-out", dims, (work.inner, "odd"))
             self._add("dense-in", [*_positions(dims, work), work.inner])
@@ -120,7 +122,7 @@ class _Counter:
         rest = [atom for atom in atoms if atom not in names]
         if len(groups) > 1 or any(atom.pieces for atom in rest):
             # Several groups fill blocks or not as one; they are taken as if they did.
-            return self._product(atoms) if shape in ("count", "filled") else {}
+            return self._product(atoms) if shape in ("count", "filled", "paired") else {}
         scale = 1
         for atom in rest:
             scale *= atom.size // BATCH if atom.size % BATCH == 0 else atom.size

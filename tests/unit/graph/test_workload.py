@@ -85,6 +85,10 @@ def filled(width: int) -> int:
     return -(-width // BLOCK) * BLOCK
 
 
+def paired(width: int) -> int:
+    return -(-width // (2 * BLOCK)) * 2 * BLOCK
+
+
 def ragged(width: int) -> int:
     return 0 if width % BLOCK == 0 else width
 
@@ -92,7 +96,7 @@ def ragged(width: int) -> int:
 def counted(module: fx.GraphModule, pixels: int) -> dict[str, float]:
     """The work of a network by the shapes of its weights."""
     weights = {name.removesuffix(".weight"): p for name, p in module.named_parameters() if name.endswith(".weight")}
-    total = dict.fromkeys(("dense", "dense-ragged", "depthwise", "depthwise-ragged", "weights"), 0.0)
+    total = dict.fromkeys(("dense", "dense-paired", "dense-ragged", "depthwise", "depthwise-ragged", "weights"), 0.0)
     total["weights"] = sum(parameter.numel() for parameter in module.parameters())
     for name, weight in weights.items():
         made, read, *kernel = weight.shape
@@ -102,6 +106,7 @@ def counted(module: fx.GraphModule, pixels: int) -> dict[str, float]:
             total["depthwise-ragged"] += size * ragged(made)
         else:
             total["dense"] += size * read * filled(made)
+            total["dense-paired"] += size * read * paired(made)
             total["dense-ragged"] += size * ragged(read) * made
     return total
 
@@ -133,6 +138,7 @@ def test_linear_layers_and_attention_are_counted_with_heads_as_channels(widths: 
     # Heads times channels of a head: a product of two groups is taken as it is, and not as ragged.
     made, read = module.value.weight.shape
     expected["dense"] -= 5 * read * (filled(made) - made)
+    expected["dense-paired"] -= 5 * read * (paired(made) - made)
     expected["dense-ragged"] -= 5 * ragged(made) * module.out.weight.shape[0]
     assert {kind: found[kind] for kind in expected} == pytest.approx(expected)
     channels = module.value.weight.shape[0]
