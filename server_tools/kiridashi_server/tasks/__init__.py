@@ -6,7 +6,8 @@ from kiridashi_server.tasks.images import Limits
 from kiridashi_server.tasks.intervals import Interval, accuracy_interval, paired_difference_interval
 from kiridashi_server.tasks.packed import load_packed, pack
 from kiridashi_server.tasks.sheet import contact_sheet
-from kiridashi_server.tasks.shipped import Views, load_shipped, shipped_names
+from kiridashi_server.tasks.drawings import Views
+from kiridashi_server.tasks.shipped import load_shipped, shipped_names
 from kiridashi_server.tasks.splitting import SHARES
 from kiridashi_server.tasks.task import SPLITS, Samples, SplitName, Task
 
