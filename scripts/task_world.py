@@ -103,9 +103,7 @@ def figure(name: str) -> str:
 
 def letters(pool: Pool) -> dict[str, str]:
     """A pool's letters by label: ``script-code point``."""
-    return {
-        unicodedata.name(letter).split()[-1].lower(): f"{pool.name}-{ord(letter):04x}" for letter in pool.letters
-    }
+    return {unicodedata.name(letter).split()[-1].lower(): f"{pool.name}-{ord(letter):04x}" for letter in pool.letters}
 
 
 class Distinct:
