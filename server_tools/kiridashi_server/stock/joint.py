@@ -86,12 +86,16 @@ def train_jointly(
 
     def loss() -> Tensor:
         images, rows = next(batches)
-        foreign = tasks.tasks[rows][:, None] != tasks.owners
-        logits = head(tuned(images)).masked_fill(foreign, -torch.inf)
-        return functional.cross_entropy(logits, tasks.labels[rows])
+        return _loss(head(tuned(images)), tasks, rows)
 
     descend([*tuned.parameters(), *head.parameters()], loss, schedule, progress)
     return tuned.requires_grad_(False)
+
+
+def _loss(logits: Tensor, tasks: JointTasks, rows: Tensor) -> Tensor:
+    """The cross-entropy of these rows, each among the classes of its own task; logits [B, C] of all tasks' heads."""
+    foreign = tasks.tasks[rows][:, None] != tasks.owners
+    return functional.cross_entropy(logits.masked_fill(foreign, -torch.inf), tasks.labels[rows])
 
 
 def _heads(program: fx.GraphModule, tasks: JointTasks) -> nn.Linear:
