@@ -135,7 +135,7 @@ def make_stock(
         InputError: no task, or images of another size than the backbone's.
         BudgetError: the smallest share is below the floors.
     """
-    maker = StockMaker(backbone, tasks, scores, settings, seed=seed)
+    maker = StockMaker(backbone, tasks, piece_plans(backbone, scores, settings.shares), settings, seed=seed)
     pieces: list[Piece] = []
     for number in range(len(maker)):
 
@@ -146,18 +146,38 @@ def make_stock(
     return maker.stock(pieces)
 
 
-class StockMaker:
-    """Makes the pieces one by one, so that who keeps them can go on after a stop; arguments as for :func:`make_stock`.
+def piece_plans(backbone: Backbone, scores: ScoreMap, shares: Sequence[float]) -> list[Plan]:
+    """The best cuts of these shares of the parameters, descending, each widened by what the smaller ones keep.
 
-    Its length is the number of pieces.
+    A better small cut is not always part of a large one.
+    """
+    dense = backbone.costs.parameters({})
+    nested: list[Plan] = []
+    for share in reversed(shares):
+        plan = plan_size(backbone.layout, backbone.costs, scores, int(share * dense))
+        inner = nested[0].kept if nested else {}
+        kept = {name: tuple(sorted({*units, *inner.get(name, ())})) for name, units in plan.kept.items()}
+        nested.insert(0, Plan(plan.layout_digest, kept))
+    return nested
+
+
+class StockMaker:
+    """Makes the pieces one by one, so that who keeps them can go on after a stop.
+
+    Its length is the number of pieces. Arguments as for :func:`make_stock`, with the pieces' plans, descending and each
+    inside the one before, in place of scores.
     """
 
     def __init__(
-        self, backbone: Backbone, tasks: Sequence[Samples], scores: ScoreMap, settings: StockSettings, *, seed: int
+        self,
+        backbone: Backbone,
+        tasks: Sequence[Samples],
+        plans: Sequence[Plan],
+        settings: StockSettings,
+        *,
+        seed: int,
     ) -> None:
-        dense = backbone.costs.parameters({})
-        sizes = [int(share * dense) for share in settings.shares]
-        self._plans = _nested([plan_size(backbone.layout, backbone.costs, scores, size) for size in sizes])
+        self._plans = plans
         self._joint = JointTasks.of(backbone, tasks)
         self._backbone = backbone
         self._settings = settings
@@ -192,15 +212,6 @@ class StockMaker:
         order = torch.randperm(len(self._joint.inputs), generator=generator)
         images = augment(self._joint.inputs[order[: self._settings.repair_images]], generator)
         return repair(piece.program, piece.tracking, inner, small, images, self._settings.repair_strength).program
-
-
-def _nested(plans: Sequence[Plan]) -> list[Plan]:
-    """Each plan with all that the next, smaller one keeps: a better small cut is not always part of a large one."""
-    nested = [plans[-1]]
-    for plan in reversed(plans[:-1]):
-        kept = {name: tuple(sorted({*units, *nested[0].kept[name]})) for name, units in plan.kept.items()}
-        nested.insert(0, Plan(plan.layout_digest, kept))
-    return nested
 
 
 def _contains(outer: Plan, inner: Plan) -> bool:

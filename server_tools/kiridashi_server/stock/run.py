@@ -17,7 +17,7 @@ from kiridashi_server.compose.composition import robust_mean
 from kiridashi_server.graph.cut import load_cut, save_cut
 from kiridashi_server.progress import Progress
 from kiridashi_server.stages import Workspace
-from kiridashi_server.stock.pieces import Piece, Stock, StockMaker, StockSettings
+from kiridashi_server.stock.pieces import Piece, Stock, StockMaker, StockSettings, piece_plans
 from kiridashi_server.tasks.task import Samples, Task
 
 _FILE = "piece.safetensors"
@@ -52,10 +52,10 @@ def run_stock(
         InputError: no record is of this backbone, or there is no task.
     """
     samples = [server_samples(task) for task in tasks]
-    scores = stock_scores(backbone, records)
-    maker = StockMaker(backbone, samples, scores, settings, seed=seed)
+    plans = piece_plans(backbone, stock_scores(backbone, records), settings.shares)
+    maker = StockMaker(backbone, samples, plans, settings, seed=seed)
     identity = [backbone.fingerprint, backbone.input_size, [task.digest for task in tasks], settings, seed]
-    inputs = [*identity, {name: values.tolist() for name, values in scores.items()}]
+    inputs = [*identity, [plan.to_json() for plan in plans]]
     pieces: list[Piece] = []
     for number in range(len(maker)):
 

@@ -1,5 +1,7 @@
 """The stock: pieces that lie inside each other, joint training, blanks for new lines, and the folder it is kept in."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,8 @@ from kiridashi_server.recover.descent import Schedule
 from kiridashi_server.recover.inputs import run_batched, to_input
 from kiridashi_server.recover.iterations import RecoverSettings, recover_cut
 from kiridashi_server.recover.ridge import fit_ridge_head
-from kiridashi_server.stock.joint import JointTasks, train_jointly
-from kiridashi_server.stock.pieces import Piece, Stock, StockMaker, StockSettings, make_stock
+from kiridashi_server.stock.joint import JointTasks, _heads, _loss, train_jointly
+from kiridashi_server.stock.pieces import Piece, Stock, StockMaker, StockSettings, make_stock, piece_plans
 from kiridashi_server.stock.run import server_samples, stock_scores
 from kiridashi_server.stock.store import Making, StockError, load_stock, read_manifest, save_stock
 from tiny_science import CLASSES, make_record, tiny_samples, tiny_task
@@ -38,21 +40,17 @@ def _tensors(program):
 
 def test_pieces_lie_inside_each_other_and_keep_about_their_share(backbone, stock):
     dense = backbone.costs.parameters({})
-    assert all(
-        len(units) == size
-        for units, size in zip(stock.pieces[0].plan.kept.values(), backbone.layout.sizes.values(), strict=True)
-    )
-    for outer, inner in zip(stock.pieces, stock.pieces[1:], strict=False):
+    assert stock.pieces[0].plan.counts == dict(backbone.layout.sizes)
+    for outer, inner in pairwise(stock.pieces):
         assert all(set(units) <= set(outer.plan.kept[name]) for name, units in inner.plan.kept.items())
     assert backbone.costs.parameters(stock.pieces[-1].plan.counts) <= 0.4 * dense
     found = [sum(p.numel() for p in piece.program.parameters()) for piece in stock.pieces]
     assert found == [backbone.costs.parameters(piece.plan.counts) for piece in stock.pieces]
 
 
-def test_a_smaller_piece_that_is_better_with_other_units_widens_the_larger_one(backbone, scores):
-    maker = StockMaker(backbone, TASKS, scores, StockSettings(shares=(1.0, 0.7, 0.5, 0.45, 0.4)), seed=0)
-    plans = maker._plans
-    for outer, inner in zip(plans, plans[1:], strict=False):
+def test_plans_lie_inside_each_other_at_any_shares(backbone, scores):
+    plans = piece_plans(backbone, scores, (1.0, 0.7, 0.5, 0.45, 0.4))
+    for outer, inner in pairwise(plans):
         assert all(set(units) <= set(outer.kept[name]) for name, units in inner.kept.items())
 
 
@@ -105,8 +103,6 @@ def test_joint_training_judges_each_sample_among_its_own_tasks_classes(backbone)
         head = fit_ridge_head(features, samples.labels, CLASSES)
         logits = torch.from_numpy(features @ head.weight.T + head.bias)
         expected.append(torch.nn.functional.cross_entropy(logits, torch.from_numpy(samples.labels), reduction="sum"))
-    from kiridashi_server.stock.joint import _heads, _loss
-
     with torch.no_grad():
         features = backbone.program(joint.inputs)
         rows = torch.arange(len(joint.inputs))
@@ -142,7 +138,8 @@ def test_the_rate_rises_then_falls_to_zero():
 
 
 def test_pieces_made_one_by_one_are_those_made_at_once(backbone, scores, stock):
-    maker = StockMaker(backbone, TASKS, scores, SETTINGS, seed=0)
+    plans = piece_plans(backbone, scores, SETTINGS.shares)
+    maker = StockMaker(backbone, TASKS, plans, SETTINGS, seed=0)
     alone = maker.piece(stock.pieces[:2])
     assert alone.plan == stock.pieces[2].plan
     kept, found = _tensors(stock.pieces[2].program), _tensors(alone.program)
