@@ -66,7 +66,7 @@ def test_the_bank_has_no_kin_of_some_held_out_tasks() -> None:
     assert set(map(kinship, task_names("bank"))) == {"pool"}
 
 
-def test_every_area_of_the_bank_is_held_out_and_developed_on_too(pack: Pack) -> None:
+def test_every_area_of_the_bank_is_held_out_too(pack: Pack) -> None:
     areas = {role: {pack.task(name).area for name in task_names(role)} for role in ("bank", "held-out")}
     assert len(areas["bank"]) == 7
     assert areas["held-out"] - areas["bank"] == {"flags", "food", "type"}
