@@ -13,6 +13,7 @@ from kiridashi_server.progress import Progress
 
 TITLES = {
     "bank": "Learning scores of past tasks",
+    "stock": "Pruning the backbone step by step on the past tasks, once for all lines",
     "evidence": "Comparing the new task with the bank, composing scores",
     "profile": "Measuring this device with a few cuts",
     "plan": "Solving the budget into a plan",

@@ -73,7 +73,7 @@ def _make(arguments: argparse.Namespace) -> Outcome:
     backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
     with Bank.open(arguments.bank, create=False) as bank:
         records = bank.list(backbone_fingerprint=backbone.fingerprint)
-    narrator = Narrator(tuple(f"stock-{number}" for number in range(len(settings.shares))))
+    narrator = Narrator(("stock",))
     folder = folder_of(arguments)
     workspace = Workspace(folder, narrator.stage)
     with workspace.locked():

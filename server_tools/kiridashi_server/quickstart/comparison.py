@@ -93,14 +93,16 @@ class Comparison:
             if method == ITERATIVE:
                 result = iterative(request.backbone, target, request.recover, progress=advance)
                 return result.recovered, result.extra_iterations
+            plan = self._chosen(method, size, target)
             recovered = recover_cut(
                 request.backbone,
-                self._chosen(method, size, target),
+                plan,
                 request.samples,
                 classes=target.classes,
                 settings=request.recover,
                 seed=request.seed,
                 progress=advance,
+                blank=request.stock.blank(plan) if request.stock and method == OWN else None,
             )
         return recovered, 0
 

@@ -30,6 +30,8 @@ from kiridashi_server.recover.iterations import RecoverSettings
 from kiridashi_server.report.page import write_page
 from kiridashi_server.report.schema import Report
 from kiridashi_server.stages import Workspace
+from kiridashi_server.stock.pieces import Stock, StockSettings
+from kiridashi_server.stock.run import run_stock
 from kiridashi_server.tasks import Task, load_shipped, shipped_names
 
 LINE = "new-line"
@@ -46,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True):
         budget: the limits; ``None`` derives them from what the dense model is measured to need here.
         shares: further sizes of the comparison, as shares of the dense parameters.
         score_iterations: iterations of score learning for each past task.
+        stock: how the stock is made that the line's model is cut out of.
         kinds: artifacts to export.
         image_size: side of the input in pixels.
         backbone: a known backbone's name.
@@ -59,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True):
     budget: Budget | None = None
     shares: tuple[float, ...] = (0.5, 0.15)
     score_iterations: int = 40
+    stock: StockSettings = StockSettings(shares=(1.0, 0.45), iterations=40)
     kinds: tuple[ArtifactKind, ...] = ALL_KINDS
     image_size: int = 64
     backbone: str = "efficientnet-lite0"
@@ -66,7 +70,12 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 QUICK = Settings(
-    bank=("roles-a", "hands-a", "goods"), iterations=5, shares=(), score_iterations=6, kinds=("onnx-fp32",)
+    bank=("roles-a", "hands-a", "goods"),
+    iterations=5,
+    shares=(),
+    score_iterations=6,
+    stock=StockSettings(shares=(1.0, 0.45), iterations=4),
+    kinds=("onnx-fp32",),
 )
 """A smoke test of the whole loop: small numbers everywhere, the same path."""
 
@@ -117,7 +126,7 @@ class _Quickstart:
         # One thread: the same numbers on every machine, times that can be compared, and no spinning on a busy one.
         torch.set_num_threads(1)
         records = self._learn_bank()
-        cut = CutRun(self._request(records), self._workspace, self._narrator.bar)
+        cut = CutRun(self._request(records, self._make_stock(records)), self._workspace, self._narrator.bar)
         tell = self._narrator.fact
         tell(cut.composed.explanation)
         tell(f"the dense model needs {cut.profile.dense.latency_p95_ms:.2f} ms (p95) here; the budget is {cut.budget}")
@@ -177,7 +186,14 @@ class _Quickstart:
 
         return work
 
-    def _request(self, records: list[Record]) -> CutRequest:
+    def _make_stock(self, records: list[Record]) -> Stock:
+        settings = self._settings
+        tasks = [load_shipped(record.task, settings.image_size, settings.seed) for record in records]
+        return run_stock(
+            self._workspace, self._backbone, tasks, records, settings.stock, settings.seed, self._narrator.bar
+        )
+
+    def _request(self, records: list[Record], stock: Stock) -> CutRequest:
         settings, task = self._settings, self._task
         return CutRequest(
             backbone=self._backbone,
@@ -187,6 +203,7 @@ class _Quickstart:
             release=Release(LINE, 1, task.name, task.labels),
             budget=settings.budget,
             recover=RecoverSettings(iterations=settings.iterations),
+            stock=stock,
             kinds=settings.kinds,
             seed=settings.seed,
         )
@@ -210,7 +227,8 @@ class _Quickstart:
     def _compare(self, cut: CutRun, records: list[Record]) -> list[Compared]:
         comparison = Comparison(cut, records, self._task, self._narrator.bar)
         sizes = {cut.planned.parameters, *(int(share * comparison.dense_parameters) for share in self._settings.shares)}
-        inputs = [cut.planned, cut.request.samples.digest, cut.request.recover, self._task.digest]
+        stock = cut.request.stock.digest if cut.request.stock else ""
+        inputs = [cut.planned, cut.request.samples.digest, cut.request.recover, self._task.digest, stock]
         results = []
         for size in sorted(sizes, reverse=True):
             for method in METHODS:

@@ -188,8 +188,10 @@ def _notes(found: Findings) -> list[str]:
     notes = [found.delivered.broker]
     if any(one.method == "uniform bank" and one.same_as_own for one in found.compared):
         notes.append(
-            "The one-shot cut is the uniform bank's cut: similarity decided that the bank may be used, and its weights "
-            "are equal, because tilting them has not yet shown that it helps."
+            "The one-shot cut keeps the units that the uniform bank keeps: similarity decided that the bank may be "
+            "used, and its weights are equal, because tilting them has not yet shown that it helps. What sets the two "
+            "apart is the stock: the one-shot cut is made out of a piece that was tuned on the past tasks, the other "
+            "out of the backbone as it is."
         )
     if too_busy(found.cut.profile):
         notes.append(
