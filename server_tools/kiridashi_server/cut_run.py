@@ -38,6 +38,7 @@ from kiridashi_server.pipeline import (
 from kiridashi_server.progress import Progress, no_progress
 from kiridashi_server.recover.iterations import RecoverSettings, recover_cut
 from kiridashi_server.report.schema import ArtifactEntry, EvidenceEntry
+from kiridashi_server.similarity.assessment import Assessment
 from kiridashi_server.stages import Workspace
 from kiridashi_server.tasks import Samples
 
@@ -102,6 +103,7 @@ class CutRequest:
     Attributes:
         backbone: what is cut.
         records: the bank's records.
+        assessments: of the bank's tasks.
         samples: the new task's few labelled samples.
         calibration: images for parity, int8 ranges and the probe; better not those it was trained on.
         release: line, version, task and labels of the bundle.
@@ -119,6 +121,7 @@ class CutRequest:
     samples: Samples
     calibration: Samples
     release: Release
+    assessments: Sequence[Assessment] = ()
     budget: Budget | None = None
     profile: Profile | None = None
     device: str = ""
@@ -175,7 +178,12 @@ class CutRun:
 
         def work(folder: Path) -> Composed:
             evidence, composition = compose_scores(
-                request.backbone, request.records, request.samples, len(request.release.labels), request.seed
+                request.backbone,
+                request.records,
+                request.samples,
+                len(request.release.labels),
+                request.seed,
+                assessments=request.assessments,
             )
             items = tuple(
                 EvidenceEntry(item.task, item.similarity, composition.weights.get(item.record_id, 0.0))
@@ -318,6 +326,7 @@ class CutRun:
         return [
             request.backbone.fingerprint,
             sorted(record.id for record in request.records),
+            *sorted(request.assessments, key=repr),
             request.samples.digest,
             request.release.labels,
             request.seed,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kiridashi.command import Command, Outcome
 from kiridashi.errors import ExitCode
 
+from kiridashi_server.bank.assessments import AssessmentStore
 from kiridashi_server.bank.record import Record
 from kiridashi_server.bank.store import Bank
 from kiridashi_server.cli.task_source import TASK_HELP, read_task
@@ -52,7 +53,7 @@ def _configure_learn(parser: argparse.ArgumentParser) -> None:
 def _configure_similar(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, metavar="TASK", help=TASK_HELP)
     parser.add_argument("--per-class", type=int, default=8, metavar="N", help="labelled samples to look at, per class")
-    parser.add_argument("--measure", default="loo-leep", metavar="NAME", help="similarity measure")
+    parser.add_argument("--measure", metavar="NAME", help="similarity measure to show (default: the chosen one)")
     _configure_model(parser)
 
 
@@ -106,25 +107,16 @@ def _show(arguments: argparse.Namespace) -> Outcome:
 
 
 def _similar(arguments: argparse.Namespace) -> Outcome:
-    from kiridashi_server.recover.inputs import run_batched, to_input
-    from kiridashi_server.similarity.descriptor import Descriptor
-    from kiridashi_server.similarity.evidence import weigh
+    from kiridashi_server.similarity.comparison import compare
     from kiridashi_server.similarity.measure import find_measure
 
-    measure = find_measure(arguments.measure)
+    if arguments.measure:
+        find_measure(arguments.measure)  # a wrong name is refused before anything is loaded
     task = read_task(arguments.task, arguments.image_size, arguments.seed)
     samples = task.split("train").few_shot(arguments.per_class, arguments.seed)
     with Bank.open(arguments.bank, create=False) as bank:
-        records = bank.list()
-    backbone = _load_backbone(arguments)
-    features = run_batched(backbone.program, to_input(backbone, samples.images)).numpy()
-    evidence = weigh(
-        records,
-        Descriptor(features, samples.labels),
-        measure,
-        fingerprint=backbone.fingerprint,
-        layout_digest=backbone.layout.digest,
-    )
+        records, assessments = bank.list(), AssessmentStore(bank.folder).list()
+    evidence = compare(_load_backbone(arguments), records, samples, assessments=assessments, measure=arguments.measure)
     lines = [f"{evidence.verdict}: {evidence.reason}"]
     lines += [f"  {i.task}: similarity {i.similarity:.3f}, weight {i.weight:.2f}; {i.reason}" for i in evidence.items]
     lines += [f"  {task_name}: left out; {reason}" for task_name, reason in evidence.left_out]
@@ -149,6 +141,7 @@ def _verify(arguments: argparse.Namespace) -> Outcome:
 def _forget(arguments: argparse.Namespace) -> Outcome:
     with Bank.open(arguments.bank, create=False) as bank:
         record_id = bank.remove(arguments.record)
+        AssessmentStore(bank.folder).forget(record_id)
     return Outcome({"id": record_id}, f"forgot {record_id[:_SHORT]}; its arrays are deleted")
 
 

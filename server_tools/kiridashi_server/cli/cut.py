@@ -76,6 +76,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     import torch  # takes seconds: bad arguments are refused first
 
     from kiridashi_server.backbone import Backbone
+    from kiridashi_server.bank.assessments import AssessmentStore
     from kiridashi_server.bank.store import Bank
     from kiridashi_server.cut_run import CutRequest, CutRun
     from kiridashi_server.narrator import Narrator
@@ -88,12 +89,13 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     narrator = Narrator(("evidence", "profile", "plan", "cut", "export"))
     backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
     with Bank.open(arguments.bank, create=False) as bank:
-        records = bank.list()
+        records, assessments = bank.list(), AssessmentStore(bank.folder).list()
     workspace = Workspace(arguments.output, narrator.stage)
     with judged_by(arguments, backbone, narrator.fact) as judge, workspace.locked():
         request = CutRequest(
             backbone=backbone,
             records=records,
+            assessments=assessments,
             samples=few_samples(task, arguments.per_class, arguments.seed),
             calibration=task.split("val" if "val" in task.splits else "train"),
             release=Release(arguments.line, arguments.release, task.name, task.labels),

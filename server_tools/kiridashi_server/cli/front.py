@@ -54,6 +54,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     import torch  # takes seconds: bad arguments are refused first
 
     from kiridashi_server.backbone import Backbone
+    from kiridashi_server.bank.assessments import AssessmentStore
     from kiridashi_server.bank.store import Bank
     from kiridashi_server.budget.candidates import candidates
     from kiridashi_server.budget.front import front
@@ -66,8 +67,8 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     samples = few_samples(task, arguments.per_class, arguments.seed)
     backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
     with Bank.open(arguments.bank, create=False) as bank:
-        records = bank.list()
-    _, mix = compose_scores(backbone, records, samples, len(task.labels), arguments.seed)
+        records, assessments = bank.list(), AssessmentStore(bank.folder).list()
+    _, mix = compose_scores(backbone, records, samples, len(task.labels), arguments.seed, assessments=assessments)
     multiple = profile.multiple if profile else DEFAULT_MULTIPLE
     options = candidates(backbone.layout, mix.scores, multiple=multiple)
     found = front(options.choices, _needs(arguments.size, profile, backbone.quantities), points=arguments.points)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kiridashi_server.bank.record import Record
-from kiridashi_server.similarity.descriptor import Descriptor
+from kiridashi_server.similarity.descriptor import Descriptor, Need
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -50,6 +50,7 @@ class LooLeep:
     """The measure; needs the record's head, which reads the dense backbone's features."""
 
     name = "loo-leep"
+    needs: tuple[Need, ...] = ("head",)
 
     def similarity(self, record: Record, target: Descriptor) -> float:
         """LOO-LEEP of the record's head on the target's samples, in nats."""

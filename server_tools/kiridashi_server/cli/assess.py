@@ -1,0 +1,105 @@
+"""``kiridashi bank assess``: let the bank's tasks play new, so that measures and verdicts rest on measurements."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kiridashi.command import Command, Outcome
+
+from kiridashi_server.bank.assessments import AssessmentStore
+from kiridashi_server.bank.store import Bank
+from kiridashi_server.cli.task_source import TASK_HELP, read_task
+
+if TYPE_CHECKING:
+    from kiridashi_server.similarity.assessment import Assessment
+    from kiridashi_server.similarity.choice import Choice
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", action="append", default=[], metavar="TASK", help=f"{TASK_HELP}; may be repeated")
+    parser.add_argument("--per-class", type=int, default=6, metavar="N", help="labelled samples a task uses, per class")
+    parser.add_argument("--keep", type=float, default=0.3, metavar="SHARE", help="of the parameters, in every cut")
+    parser.add_argument("--bank", type=Path, default=Path("bank"), metavar="DIR", help="the bank's folder")
+    parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="a known backbone")
+    parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="side of the input")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
+
+
+def _run(arguments: argparse.Namespace) -> Outcome:
+    from kiridashi_server.similarity.assessment import AssessSettings, usable_assessments
+
+    settings = AssessSettings(share=arguments.keep, per_class=arguments.per_class, seed=arguments.seed)
+    tasks = [read_task(name, arguments.image_size, arguments.seed) for name in arguments.task]
+    with Bank.open(arguments.bank, create=False) as bank:
+        records, store = bank.list(), AssessmentStore(bank.folder)
+
+    import torch  # takes seconds: bad arguments are refused first
+
+    from kiridashi_server.backbone import Backbone
+    from kiridashi_server.narrator import Narrator
+    from kiridashi_server.similarity.assess import assess, blank
+
+    torch.set_num_threads(1)  # the same numbers on every machine, and no spinning on a busy one
+    backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
+    narrator = Narrator()
+    for task in tasks:
+        known = store.like(blank(backbone, task, settings))
+        with narrator.bar(task.name) as advance:
+            assess(backbone, task, records, settings, known=known, keep=store.put, progress=advance)
+    return _outcome(usable_assessments(store.list(), backbone.fingerprint, backbone.layout.digest))
+
+
+def _outcome(assessed: Sequence[Assessment]) -> Outcome:
+    from kiridashi_server.similarity.assessment import gains, statistics_of
+    from kiridashi_server.similarity.choice import choose_measure
+    from kiridashi_server.similarity.conformal import VerdictSettings, coverage, tasks_needed
+
+    choice, settings = choose_measure(assessed), VerdictSettings()
+    needed = tasks_needed(settings.alpha)
+    tried = coverage(gains(assessed), statistics_of(assessed), settings) if len(assessed) > needed else None
+    data: dict[str, Any] = {
+        "tasks": [_row(assessment) for assessment in assessed],
+        "choice": dataclasses.asdict(choice),
+        "tasks_needed": needed,
+        "coverage": dataclasses.asdict(tried) if tried else None,
+    }
+    lines = [f"{row['task']}: bank {row['bank']:.1%}, own scores {row['own']:.1%}" for row in data["tasks"]]
+    lines += _table(choice)
+    lines.append(choice.reason)
+    if tried:
+        lines.append(
+            f"bounds held for {tried.lower:.1%} (lower) and {tried.upper:.1%} (upper) of held-out tasks, "
+            f"{tried.splits} splits with {tried.calibration} tasks to calibrate"
+        )
+    else:
+        lines.append(f"{len(assessed)} tasks are assessed; a calibrated verdict needs {needed}, its coverage one more")
+    return Outcome(data, "\n".join(lines))
+
+
+def _row(assessment: Assessment) -> dict[str, Any]:
+    return {
+        "task": assessment.task,
+        "bank": assessment.composed["uniform"],
+        "own": assessment.own,
+        "utilities": assessment.utilities,
+        "similarities": assessment.similarities,
+        "composed": assessment.composed,
+        "statistics": assessment.statistics,
+    }
+
+
+def _table(choice: Choice) -> list[str]:
+    head = "measure       rank correlation   gain (points)   regret (points), each with its standard error"
+    rows = [
+        f"{row.measure:<12} {row.spearman:+8.2f} +- {row.spearman_error:.2f} "
+        f"{100 * row.gain:+9.1f} +- {100 * row.gain_error:.1f} {100 * row.regret:9.1f} +- {100 * row.regret_error:.1f}"
+        for row in choice.rows
+    ]
+    return [head, *rows] if rows else []
+
+
+COMMANDS = (Command("bank assess", "let tasks of the bank play new: measure what reuse gains them", _configure, _run),)
