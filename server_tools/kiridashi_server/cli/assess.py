@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", action="append", default=[], metavar="TASK", help=f"{TASK_HELP}; may be repeated")
     parser.add_argument("--per-class", type=int, default=6, metavar="N", help="labelled samples a task uses, per class")
+    parser.add_argument("--iterations", type=int, default=40, metavar="N", help="steps of learning a task's own scores")
     parser.add_argument("--keep", type=float, default=0.3, metavar="SHARE", help="of the parameters, in every cut")
     parser.add_argument("--bank", type=Path, default=Path("bank"), metavar="DIR", help="the bank's folder")
     parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="a known backbone")
@@ -32,7 +33,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> Outcome:
     from kiridashi_server.similarity.assessment import AssessSettings, usable_assessments
 
-    settings = AssessSettings(share=arguments.keep, per_class=arguments.per_class, seed=arguments.seed)
+    settings = AssessSettings(
+        share=arguments.keep, per_class=arguments.per_class, iterations=arguments.iterations, seed=arguments.seed
+    )
     tasks = [read_task(name, arguments.image_size, arguments.seed) for name in arguments.task]
     with Bank.open(arguments.bank, create=False) as bank:
         records, store = bank.list(), AssessmentStore(bank.folder)

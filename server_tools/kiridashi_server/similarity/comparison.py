@@ -75,7 +75,10 @@ def compare(
     known = measure_statistics(target, masked, _classes(samples), usable)
     calibration = calibrate_gains(gains(assessed), statistics_of(assessed), settings)
     found = verdict(calibration, np.array([known[name] for name in STATISTICS]), settings)
-    return dataclasses.replace(evidence, verdict=found.name, reason=f"{found.reason}; {choice.reason}")
+    weighing = choice.reason
+    if not measure and UNIFORM != choice.measure != evidence.measure:
+        weighing = f"all records weigh the same: some of them lack what {choice.measure} needs"
+    return dataclasses.replace(evidence, verdict=found.name, reason=f"{found.reason}; {weighing}")
 
 
 def _weighed(
