@@ -76,7 +76,8 @@ def _outcome(assessed: Sequence[Assessment]) -> Outcome:
     if tried:
         lines.append(
             f"bounds held for {tried.lower:.1%} (lower) and {tried.upper:.1%} (upper) of held-out tasks, "
-            f"{tried.splits} splits with {tried.calibration} tasks to calibrate"
+            f"{tried.splits} splits with {tried.calibration} tasks to calibrate; "
+            f"reuse for {tried.verdicts['reuse']:.1%}, of which {tried.kept:.1%} kept the margin"
         )
     else:
         lines.append(f"{len(assessed)} tasks are assessed; a calibrated verdict needs {needed}, its coverage one more")

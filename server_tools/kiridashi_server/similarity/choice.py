@@ -5,8 +5,10 @@ beaten. Every assessed task has been cut by the uniform bank and by the bank til
 its mean gain over the uniform bank exceeds one standard error over the tasks; of several that are within one standard
 error of the best, the cheapest does. Otherwise the uniform bank stays.
 
-Tasks share the records they are judged with, so the standard errors are somewhat too small, and the best of several
-measures is flattered by being the best.
+The best of several measures is flattered by being the best. How often a largest gain, in standard errors, is reached
+when no measure is any use is estimated by turning the signs of the tasks' gains at random, all measures of a task
+together, and told with the choice. It does not decide: a tilt that changes nothing costs nothing. Tasks share the
+records that they are judged with, so all of this is somewhat too sure.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from kiridashi_server.similarity.measure import MEASURES
 from kiridashi_server.similarity.score_ranks import spearman
 
 _LEAST_TASKS = 2
+_SIGNS = 2000
+_TINY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -56,30 +60,53 @@ class MeasureRow:
 
 @dataclass(frozen=True)
 class Choice:
-    """The measure whose tilt is used (``uniform``: none), the reason in words, and all rows, cheapest measure first."""
+    """The measure whose tilt is used (``uniform``: none), and why.
+
+    Attributes:
+        measure: its name.
+        reason: why, in words.
+        rows: all measures, the cheapest first.
+        chance: how often the best of measures without any use would gain so many standard errors.
+    """
 
     measure: str
     reason: str
     rows: tuple[MeasureRow, ...]
+    chance: float = 1.0
 
 
-def choose_measure(assessments: Sequence[Assessment]) -> Choice:
+def choose_measure(assessments: Sequence[Assessment], *, seed: int = 0) -> Choice:
     """Choose by the assessments; each is one task that was kept out of the records it was judged with.
 
     Args:
         assessments: complete, of one backbone, layout and settings.
+        seed: of the random signs.
     """
     rows = tuple(row for name in MEASURES if (row := _row(name, assessments)).tasks >= _LEAST_TASKS)
-    winners = [row for row in rows if row.wins]
+    tried = [row for row in rows if row.measure != UNIFORM]
+    if not tried:
+        return Choice(UNIFORM, f"{len(assessments)} assessed tasks say nothing about measures yet", rows)
+    chance = _chance([row.measure for row in tried], assessments, seed)
+    winners = [row for row in tried if row.wins]
     if not winners:
-        tried = [row for row in rows if row.measure != UNIFORM]
-        if not tried:
-            return Choice(UNIFORM, f"{len(assessments)} assessed tasks say nothing about measures yet", rows)
         best = max(tried, key=lambda row: row.gain)
-        return Choice(UNIFORM, f"all records weigh the same: the best measure, {_described(best)}", rows)
+        return Choice(UNIFORM, f"all records weigh the same: the best measure, {_described(best)}", rows, chance)
     best = max(winners, key=lambda row: row.gain)
     chosen = next(row for row in winners if row.gain >= best.gain - best.gain_error)
-    return Choice(chosen.measure, f"records weigh by similarity: {_described(chosen)}", rows)
+    luck = f"by chance alone the best of {len(tried)} would do so in {chance:.0%} of cases"
+    return Choice(chosen.measure, f"records weigh by similarity: {_described(chosen)}; {luck}", rows, chance)
+
+
+def _chance(names: Sequence[str], assessments: Sequence[Assessment], seed: int) -> float:
+    """The share of random signs, the true ones among them, with a largest t value at least as large as the true."""
+    gained = np.array([[a.composed.get(name, np.nan) - a.composed[UNIFORM] for name in names] for a in assessments])
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(_SIGNS, len(gained), 1))
+    signs[0] = 1
+    turned = signs * gained
+    counts = (~np.isnan(gained)).sum(axis=0)
+    errors = np.nanstd(turned, axis=1, ddof=1) / np.sqrt(counts)
+    largest = (np.nanmean(turned, axis=1) / np.maximum(errors, _TINY)).max(axis=1)
+    return float((largest >= largest[0] - _TINY).mean())
 
 
 def _row(name: str, assessments: Sequence[Assessment]) -> MeasureRow:

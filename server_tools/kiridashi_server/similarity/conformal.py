@@ -14,7 +14,8 @@ at once hold with at least ``1 - 2 alpha``. With fewer than ``1/alpha - 1`` cali
 no bound.
 
 Each verdict rests on one bound. ``reuse``: by the lower one, the bank loses no more than the margin. ``fallback``: by
-the upper one, it loses. ``blend``: neither.
+the upper one, it loses. ``blend``: neither. So at most alpha of all new tasks are told ``reuse`` and lose more; among
+those that are told so, the share may be larger.
 """
 
 from __future__ import annotations

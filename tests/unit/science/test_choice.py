@@ -54,6 +54,19 @@ def test_of_measures_about_as_good_the_cheapest_is_taken():
     assert choose_measure(_bank(logme=spread + 0.2, frechet=spread)).measure == "logme"
 
 
+def test_luck_among_several_measures_is_told():
+    generator = np.random.default_rng(0)
+    chances = []
+    for _ in range(60):
+        noise = generator.normal(0, 0.03, (4, 8))
+        chances.append(choose_measure(_bank(knn=noise[0], logme=noise[1], mmd=noise[2], frechet=noise[3])).chance)
+    assert np.mean(np.array(chances) <= 0.2) == pytest.approx(0.2, abs=0.15)
+    assert np.mean(chances) == pytest.approx(0.5, abs=0.12)
+    clear = choose_measure(_bank(knn=np.linspace(0.02, 0.04, 8), mmd=generator.normal(0, 0.03, 8)))
+    assert clear.chance < 0.02
+    assert "by chance alone the best of 2" in clear.reason
+
+
 def test_regret_is_what_the_best_cut_in_hindsight_had_more():
     choice = choose_measure(_bank(knn=np.full(8, 0.1)))
     assert _row(choice, "uniform").regret == pytest.approx(0.1)  # the tilted cut had 0.7

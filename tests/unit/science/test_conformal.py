@@ -88,11 +88,10 @@ def test_what_the_statistics_foretell_narrows_the_bounds():
 
 @pytest.mark.parametrize("count", [10, 20, 30, 60])
 def test_coverage_over_many_banks_is_what_was_promised(count):
-    """Held-out tasks of one bank are not independent, so the promise is for the mean over banks."""
     found = [coverage(*_tasks(count, 0.05, 0.03, seed), SETTINGS, splits=500, seed=seed) for seed in range(60)]
-    assert np.mean([c.lower for c in found]) >= 0.88
-    assert np.mean([c.upper for c in found]) >= 0.88
-    assert np.mean([c.both for c in found]) >= 0.78
+    assert np.mean([c.lower for c in found]) >= 0.895
+    assert np.mean([c.upper for c in found]) >= 0.895
+    assert np.mean([c.both for c in found]) >= 0.795
     assert {c.splits for c in found} == {500}
     assert np.mean([c.lower for c in found]) < 0.97
     assert all(sum(c.verdicts.values()) == pytest.approx(1) for c in found)
