@@ -12,7 +12,7 @@ from kiridashi.errors import InputError
 
 from kiridashi_server.bank.record import Record
 from kiridashi_server.similarity.descriptor import Descriptor
-from kiridashi_server.similarity.measure import Measure
+from kiridashi_server.similarity.measure import Measure, what_is_missing
 
 VerdictName: TypeAlias = Literal["reuse", "blend", "fallback"]
 
@@ -62,6 +62,7 @@ class Evidence:
         measure: the similarity measure used.
         zero_point: similarity at which a record is no better than knowing nothing, if the measure has one.
         left_out: records that cannot be used, with the reason.
+        silent: records of this backbone that the measure cannot judge: id, task, and the reason.
     """
 
     items: tuple[EvidenceItem, ...]
@@ -70,6 +71,7 @@ class Evidence:
     measure: str
     zero_point: float | None
     left_out: tuple[tuple[str, str], ...] = ()
+    silent: tuple[tuple[str, str, str], ...] = ()
 
 
 def weigh(
@@ -92,6 +94,9 @@ def weigh(
         settings: weights and verdict.
     """
     usable, left_out = _usable(records, fingerprint, layout_digest)
+    lacking = {record.id: why for record in usable if (why := what_is_missing(measure, record))}
+    silent = tuple((record.id, record.task, lacking[record.id]) for record in usable if record.id in lacking)
+    usable = [record for record in usable if record.id not in lacking]
     zero = measure.zero_point(target)
     similarities = np.array([measure.similarity(record, target) for record in usable])
     weights = tilted_weights(similarities, settings.tilt, settings.influence_limit)
@@ -107,7 +112,9 @@ def weigh(
         for i in order
     )
     verdict, reason = _verdict(items, zero, settings, len(left_out))
-    return Evidence(items, verdict, reason, measure.name, zero, left_out)
+    if silent and not items:
+        verdict, reason = "blend", f"{measure.name} can judge none of the bank's {len(silent)} records of this backbone"
+    return Evidence(items, verdict, reason, measure.name, zero, left_out, silent)
 
 
 def tilted_weights(similarities: npt.NDArray[np.float64], tilt: float, limit: float) -> npt.NDArray[np.float64]:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from kiridashi.errors import InputError
 
-from kiridashi_server.bank.record import Record
+from kiridashi_server.bank.record import HEAD, Record
 from kiridashi_server.similarity.descriptor import Descriptor
 from kiridashi_server.similarity.frechet import Frechet
 from kiridashi_server.similarity.loo_leep import LooLeep
@@ -26,6 +26,11 @@ class Measure(Protocol):
     @property
     def name(self) -> str:
         """What the measure is called on the command line and in evidence."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Arrays that a record must have, by field name; one without them cannot be judged."""
         ...
 
     def similarity(self, record: Record, target: Descriptor) -> float:
@@ -52,3 +57,11 @@ def find_measure(name: str) -> Measure:
             f"there is no similarity measure '{name}'", next_step=f"use one of: {', '.join(sorted(MEASURES))}"
         )
     return MEASURES[name]
+
+
+def what_is_missing(measure: Measure, record: Record) -> str | None:
+    """Why the measure cannot judge the record, in words; None if it can."""
+    if not record.lacks(measure.needs):
+        return None
+    lacking = "head" if record.lacks(HEAD) and set(measure.needs) & set(HEAD) else "feature moments"
+    return f"it has no {lacking}"

@@ -10,6 +10,7 @@ class Uniform:
     """Gives every record similarity 0."""
 
     name = "uniform"
+    needs: tuple[str, ...] = ()
 
     def similarity(self, record: Record, target: Descriptor) -> float:
         """0, whatever the record and the target are."""
