@@ -32,6 +32,7 @@ from kiridashi_server.budget.profile import Profile, fit_profile
 from kiridashi_server.budget.solver import Solution, plan_cut
 from kiridashi_server.classifier import Classifier
 from kiridashi_server.compose.composition import Composition, compose
+from kiridashi_server.compose.stack import ScoreStack
 from kiridashi_server.export.artifacts import ExportResult, ExportSettings, export_artifacts
 from kiridashi_server.export.bundle import BundleFile, write_bundle
 from kiridashi_server.export.train_step import TrainStepReport, export_train_step
@@ -120,6 +121,7 @@ def compose_scores(
     samples: Samples,
     classes: int,
     seed: int,
+    stack: ScoreStack | None = None,
     *,
     assessments: Sequence[Assessment] = (),
 ) -> tuple[Evidence, Composition]:
@@ -133,13 +135,14 @@ def compose_scores(
         samples: the new task's few labelled samples.
         classes: how many classes it has.
         seed: of learning own scores.
+        stack: the records' scores, stacked: quicker for a large bank.
         assessments: of the bank's tasks; with enough of them, the verdict and the weights rest on them.
     """
     evidence = compare(backbone, records, samples, assessments=assessments)
     own = None
     if evidence.verdict != "reuse":
         own = learn_scores(backbone, samples, classes=classes, seed=seed).groups
-    return evidence, compose(evidence, records, own=own)
+    return evidence, compose(evidence, records, own=own, stack=stack)
 
 
 def profile_backbone(

@@ -119,6 +119,7 @@ def _similar(arguments: argparse.Namespace) -> Outcome:
     evidence = compare(_load_backbone(arguments), records, samples, assessments=assessments, measure=arguments.measure)
     lines = [f"{evidence.verdict}: {evidence.reason}"]
     lines += [f"  {i.task}: similarity {i.similarity:.3f}, weight {i.weight:.2f}; {i.reason}" for i in evidence.items]
+    lines += [f"  {task_name}: not judged; {reason}" for _, task_name, reason in evidence.silent]
     lines += [f"  {task_name}: left out; {reason}" for task_name, reason in evidence.left_out]
     return Outcome(dataclasses.asdict(evidence), "\n".join(lines))
 

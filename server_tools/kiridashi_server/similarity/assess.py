@@ -12,6 +12,7 @@ from kiridashi_server.amp.learning import ScoreSettings, learn_scores
 from kiridashi_server.amp.scores import ScoreMap
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.record import Record
+from kiridashi_server.compose.calibration import on_one_scale
 from kiridashi_server.compose.composition import robust_mean
 from kiridashi_server.compose.selection import select
 from kiridashi_server.progress import Progress, no_progress
@@ -160,11 +161,12 @@ class _Work:
         return work
 
     def _mean(self, similarities: dict[str, dict[str, float]], name: str) -> ScoreMap:
-        """The records' mean, tilted by the measure."""
-        compared = [record for record in self._others if record.id in similarities[name]]
-        values = np.array([similarities[name][record.id] for record in compared])
-        weights = tilted_weights(values, self._settings.tilt, EvidenceSettings().influence_limit)
-        return robust_mean([record.scores for record in compared], weights)
+        """The records' mean, tilted by the measure; a record that it cannot judge weighs as much as an average one."""
+        judged = [record for record in self._others if record.id in similarities[name]]
+        values = np.array([similarities[name][record.id] for record in judged])
+        tilted = tilted_weights(values, self._settings.tilt, EvidenceSettings().influence_limit) * len(judged)
+        weights = dict.fromkeys(self._compared, 1.0) | dict(zip((r.id for r in judged), tilted, strict=True))
+        return mean_scores(self._others, np.array([weights[r.id] for r in self._others]) / len(self._others))
 
     def _accuracy(self, scores: ScoreMap) -> float:
         """Of the cut by these scores, repaired, with a ridge head from the few samples, on the validation samples."""
@@ -176,6 +178,12 @@ class _Work:
         ).model.eval()
         logits = run_batched(small, to_input(backbone, self._validation.images)).numpy()
         return float((logits.argmax(axis=1) == self._validation.labels).mean())
+
+
+def mean_scores(records: Sequence[Record], weights: npt.NDArray[np.float64] | None = None) -> ScoreMap:
+    """The winsorised mean of the records' scores, all on one scale; plain without weights (which sum to 1)."""
+    votes = on_one_scale([record.scores for record in records], [record.kind == "learnt" for record in records])
+    return robust_mean(votes, np.full(len(votes), 1 / len(votes)) if weights is None else weights)
 
 
 def measure_statistics(

@@ -13,8 +13,7 @@ import numpy as np
 
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.record import Record
-from kiridashi_server.compose.composition import robust_mean
-from kiridashi_server.similarity.assess import measure_statistics
+from kiridashi_server.similarity.assess import mean_scores, measure_statistics
 from kiridashi_server.similarity.assessment import (
     STATISTICS,
     UNIFORM,
@@ -34,7 +33,7 @@ from kiridashi_server.similarity.conformal import (
 from kiridashi_server.similarity.descriptor import Descriptor
 from kiridashi_server.similarity.evidence import Evidence, EvidenceSettings, usable_records, weigh
 from kiridashi_server.similarity.masks import MASKED_SHARE, MaskedBackbone, describe
-from kiridashi_server.similarity.measure import DEFAULT_MEASURE, Measure, find_measure, what_is_missing
+from kiridashi_server.similarity.measure import DEFAULT_MEASURE, find_measure
 from kiridashi_server.tasks.task import Samples
 
 
@@ -54,8 +53,7 @@ def compare(
         records: the bank's records, of any backbone; those of others are left out and named.
         samples: the new task's.
         assessments: of the bank's tasks, of any backbone and settings.
-        measure: show this one's similarities. By default it is the one that the assessments choose, else LOO-LEEP where
-            every record has a head.
+        measure: show this one's similarities. By default it is the one that the assessments choose, else LOO-LEEP.
         settings: of the calibrated verdict.
     """
     assessed = usable_assessments(assessments, backbone.fingerprint, backbone.layout.digest)
@@ -68,17 +66,13 @@ def compare(
     choice, how = choose_measure(assessed), assessed[0].settings
     weights = EvidenceSettings(tilt=0.0 if measure or choice.measure == UNIFORM else how.tilt)
     evidence, target = _weighed(backbone, records, usable, samples, measure, choice.measure, weights, how.share)
-    if not evidence.items:
+    if not usable:
         return evidence
-    plain = robust_mean([record.scores for record in usable], np.full(len(usable), 1 / len(usable)))
-    masked = MaskedBackbone(backbone, samples.images, how.share).features(plain)
+    masked = MaskedBackbone(backbone, samples.images, how.share).features(mean_scores(usable))
     known = measure_statistics(target, masked, _classes(samples), usable)
     calibration = calibrate_gains(gains(assessed), statistics_of(assessed), settings)
     found = verdict(calibration, np.array([known[name] for name in STATISTICS]), settings)
-    weighing = choice.reason
-    if not measure and UNIFORM != choice.measure != evidence.measure:
-        weighing = f"all records weigh the same: some of them lack what {choice.measure} needs"
-    return dataclasses.replace(evidence, verdict=found.name, reason=f"{found.reason}; {weighing}")
+    return dataclasses.replace(evidence, verdict=found.name, reason=f"{found.reason}; {choice.reason}")
 
 
 def _weighed(
@@ -91,11 +85,9 @@ def _weighed(
     settings: EvidenceSettings,
     share: float,
 ) -> tuple[Evidence, Descriptor]:
-    """Evidence by the measure asked for, else the chosen one, else the default where all records have what it needs."""
+    """Evidence by the measure asked for, else the chosen one, else the default; and the target it was made from."""
     measure = find_measure(asked or (chosen if chosen != UNIFORM else DEFAULT_MEASURE))
     target = describe(backbone, samples, _classes(samples), usable, needs=measure.needs, share=share)
-    if asked is None and not _fits(measure, usable, target):
-        measure, settings = find_measure(UNIFORM), EvidenceSettings()
     evidence = weigh(
         records,
         target,
@@ -105,10 +97,6 @@ def _weighed(
         settings=settings,
     )
     return evidence, target
-
-
-def _fits(measure: Measure, records: Sequence[Record], target: Descriptor) -> bool:
-    return not any(what_is_missing(measure, record, target) for record in records)
 
 
 def _classes(samples: Samples) -> int:

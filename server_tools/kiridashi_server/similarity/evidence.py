@@ -62,6 +62,7 @@ class Evidence:
         measure: the similarity measure used.
         zero_point: similarity at which a record is no better than knowing nothing, if the measure has one.
         left_out: records that cannot be used, with the reason.
+        silent: records of this backbone that the measure cannot judge: id, task, and the reason.
     """
 
     items: tuple[EvidenceItem, ...]
@@ -70,6 +71,7 @@ class Evidence:
     measure: str
     zero_point: float | None
     left_out: tuple[tuple[str, str], ...] = ()
+    silent: tuple[tuple[str, str, str], ...] = ()
 
 
 def weigh(
@@ -84,8 +86,8 @@ def weigh(
     """Compare every record with the target.
 
     Args:
-        records: of any backbone; those of another one, and those that lack what the measure needs, are left out and
-            named.
+        records: of any backbone; those of another one are left out and named. Those that lack what the measure needs
+            are silent: they have no similarity, and vote as average records in a composition.
         target: the new task's samples.
         measure: similarity measure.
         fingerprint: the backbone in use.
@@ -94,7 +96,7 @@ def weigh(
     """
     usable, left_out = usable_records(records, fingerprint, layout_digest)
     lacking = {record.id: why for record in usable if (why := what_is_missing(measure, record, target))}
-    left_out += tuple((record.task, lacking[record.id]) for record in usable if record.id in lacking)
+    silent = tuple((record.id, record.task, lacking[record.id]) for record in usable if record.id in lacking)
     usable = [record for record in usable if record.id not in lacking]
     zero = measure.zero_point(target)
     similarities = np.array([measure.similarity(record, target) for record in usable])
@@ -111,7 +113,9 @@ def weigh(
         for i in order
     )
     verdict, reason = _verdict(items, zero, settings, len(left_out))
-    return Evidence(items, verdict, reason, measure.name, zero, left_out)
+    if silent and not items:
+        verdict, reason = "blend", f"{measure.name} can judge none of the bank's {len(silent)} records of this backbone"
+    return Evidence(items, verdict, reason, measure.name, zero, left_out, silent)
 
 
 def tilted_weights(similarities: npt.NDArray[np.float64], tilt: float, limit: float) -> npt.NDArray[np.float64]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from kiridashi.errors import InputError
 
 from kiridashi_server.bank.record import Record
 from kiridashi_server.similarity.descriptor import Descriptor, Need
@@ -35,7 +36,13 @@ class KernelDistance:
     needs: tuple[Need, ...] = ("moments",)
 
     def similarity(self, record: Record, target: Descriptor) -> float:
-        """Minus the squared discrepancy; at most 0."""
+        """Minus the squared discrepancy; at most 0.
+
+        Raises:
+            InputError: the record has no feature moments.
+        """
+        if record.feature_mean is None or record.feature_variance is None:
+            raise InputError(f"the record of '{record.task}' has no feature moments")
         features = target.features.astype(np.float64)
         own = features.mean(axis=0), features.var(axis=0)
         stored = record.feature_mean.astype(np.float64), record.feature_variance.astype(np.float64)

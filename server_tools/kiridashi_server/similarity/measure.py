@@ -9,7 +9,7 @@ from typing import Protocol
 
 from kiridashi.errors import InputError
 
-from kiridashi_server.bank.record import Record
+from kiridashi_server.bank.record import HEAD, MOMENTS, Record
 from kiridashi_server.similarity.descriptor import Descriptor, Need
 from kiridashi_server.similarity.frechet import Frechet
 from kiridashi_server.similarity.kernel_distance import KernelDistance
@@ -34,7 +34,7 @@ class Measure(Protocol):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What a record and a target must have; a record that lacks it is left out (:func:`what_is_missing`)."""
+        """What a record and a target must have; a record that lacks it has no similarity (:func:`what_is_missing`)."""
         ...
 
     def similarity(self, record: Record, target: Descriptor) -> float:
@@ -83,8 +83,8 @@ def find_measure(name: str) -> Measure:
 def what_is_missing(measure: Measure, record: Record, target: Descriptor) -> str | None:
     """Why the measure cannot compare this record with this target, in words; None if it can."""
     has: dict[Need, bool] = {
-        "head": getattr(record, "head_weight", None) is not None,
-        "moments": getattr(record, "feature_mean", None) is not None,
+        "head": not record.lacks(HEAD),
+        "moments": not record.lacks(MOMENTS),
         "taylor": bool(record.taylor and target.taylor),
         "masked": record.id in target.masked,
     }

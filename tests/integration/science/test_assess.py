@@ -107,6 +107,9 @@ def test_records_that_lack_what_a_measure_needs_have_no_similarity_by_it(backbon
     bare = [dataclasses.replace(record, taylor={}) for record in records]
     found = assess(backbone, tasks[0], bare, SETTINGS, keep=lambda _: None)
     assert MEASURES.keys() - found.composed.keys() == {"score-ranks"}
+    half = assess(backbone, tasks[0], [*records[:2], *bare[2:]], SETTINGS, keep=lambda _: None)
+    assert half.similarities["score-ranks"].keys() == {records[1].id}
+    assert half.composed["score-ranks"] == half.composed["uniform"]  # one alone cannot be tilted against
     assert found.is_complete
 
 
@@ -175,12 +178,14 @@ def test_a_measure_that_has_earned_it_tilts_the_weights_and_another_may_be_shown
     assert [item.weight for item in shown.items] == pytest.approx([0.25] * 4)
 
 
-def test_a_record_that_the_chosen_measure_cannot_compare_keeps_its_equal_weight(backbone, records, assessment):
+def test_a_record_that_the_chosen_measure_cannot_judge_votes_as_an_average_one(backbone, records, assessment):
     past = _assessed(assessment, np.linspace(0.08, 0.12, 9), **{"score-ranks": 0.05})
     mixed = [dataclasses.replace(records[0], taylor={}), *records[1:]]
-    evidence = compare(backbone, mixed, tiny_samples(4, 99), assessments=past)
-    assert "some of them lack what score-ranks needs" in evidence.reason
-    assert [item.weight for item in evidence.items] == pytest.approx([0.25] * 4)
+    evidence, composition = compose_scores(backbone, mixed, tiny_samples(4, 99), 3, 0, assessments=past)
+    assert (evidence.measure, evidence.verdict) == ("score-ranks", "reuse")
+    assert [(task, why) for _, task, why in evidence.silent] == [("hues 0", "it has no first-order scores to compare")]
+    assert composition.weights[mixed[0].id] == pytest.approx(0.25)
+    assert sum(composition.weights.values()) == pytest.approx(1)
 
 
 def test_an_empty_bank_is_a_fallback_however_much_is_assessed(backbone, assessment):
