@@ -23,6 +23,7 @@ from kiridashi_server.budget.device import measure_files
 from kiridashi_server.budget.profile import Forecast, Profile
 from kiridashi_server.budget.solver import plan_cut
 from kiridashi_server.classifier import Classifier
+from kiridashi_server.compose.stack import ScoreStack
 from kiridashi_server.export.artifacts import ALL_KINDS, ExportSettings
 from kiridashi_server.graph.cut import load_cut, save_cut
 from kiridashi_server.graph.plan import Plan
@@ -112,6 +113,7 @@ class CutRequest:
         recover: how the cut is recovered.
         kinds: artifacts to export.
         seed: of everything random.
+        stack: the records' scores, stacked, for a large bank.
     """
 
     backbone: Backbone
@@ -126,6 +128,7 @@ class CutRequest:
     recover: RecoverSettings = field(default_factory=RecoverSettings)
     kinds: tuple[ArtifactKind, ...] = ALL_KINDS
     seed: int = 0
+    stack: ScoreStack | None = None
 
 
 def default_budget(profile: Profile) -> Budget:
@@ -175,7 +178,12 @@ class CutRun:
 
         def work(folder: Path) -> Composed:
             evidence, composition = compose_scores(
-                request.backbone, request.records, request.samples, len(request.release.labels), request.seed
+                request.backbone,
+                request.records,
+                request.samples,
+                len(request.release.labels),
+                request.seed,
+                request.stack,
             )
             items = tuple(
                 EvidenceEntry(item.task, item.similarity, composition.weights.get(item.record_id, 0.0))
