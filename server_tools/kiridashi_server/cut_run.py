@@ -23,6 +23,7 @@ from kiridashi_server.budget.device import measure_files
 from kiridashi_server.budget.profile import Forecast, Profile
 from kiridashi_server.budget.solver import plan_cut
 from kiridashi_server.classifier import Classifier
+from kiridashi_server.compose.stack import ScoreStack
 from kiridashi_server.export.artifacts import ALL_KINDS, ExportSettings
 from kiridashi_server.graph.cut import load_cut, save_cut
 from kiridashi_server.graph.plan import Plan
@@ -114,6 +115,7 @@ class CutRequest:
         recover: how the cut is recovered.
         kinds: artifacts to export.
         seed: of everything random.
+        stack: the records' scores, stacked, for a large bank.
     """
 
     backbone: Backbone
@@ -129,6 +131,7 @@ class CutRequest:
     recover: RecoverSettings = field(default_factory=RecoverSettings)
     kinds: tuple[ArtifactKind, ...] = ALL_KINDS
     seed: int = 0
+    stack: ScoreStack | None = None
 
 
 def default_budget(profile: Profile) -> Budget:
@@ -183,6 +186,7 @@ class CutRun:
                 request.samples,
                 len(request.release.labels),
                 request.seed,
+                request.stack,
                 assessments=request.assessments,
             )
             items = tuple(

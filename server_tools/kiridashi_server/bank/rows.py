@@ -30,7 +30,7 @@ class RecordSummary:
     created: str
 
 
-def row_of(record: Record) -> dict[str, Any]:
+def row_of(record: Record | RecordSummary) -> dict[str, Any]:
     """The row that stores everything but the arrays."""
     return {
         "id": record.id,
@@ -52,7 +52,9 @@ def summary_of(row: RowMapping) -> RecordSummary:
     return RecordSummary(**_plain(row))
 
 
-def record_of(row: RowMapping, scores: ScoreMap, taylor: ScoreMap, descriptor: Mapping[str, ScoreArray]) -> Record:
+def record_of(
+    row: RowMapping | Mapping[str, Any], scores: ScoreMap, taylor: ScoreMap, descriptor: Mapping[str, ScoreArray]
+) -> Record:
     """The row as a record with these arrays. It keeps the row's id, which need not be worked out again."""
     plain = _plain(row)
     identity = plain.pop("id")
@@ -62,5 +64,5 @@ def record_of(row: RowMapping, scores: ScoreMap, taylor: ScoreMap, descriptor: M
     return record
 
 
-def _plain(row: RowMapping) -> dict[str, Any]:
+def _plain(row: RowMapping | Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "labels": tuple(row["labels"]), "provenance": Provenance(**row["provenance"])}

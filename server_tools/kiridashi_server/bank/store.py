@@ -166,16 +166,27 @@ class Bank:
             connection.execute(update(records).where(records.c.id == record_id).values(policy=policy))
         return record_id
 
-    def blobs_of(self, record_id: str) -> dict[str, bytes]:
-        """A record's stored arrays by kind, as they lie there.
+    def summary(self, key: str) -> RecordSummary:
+        """The record that :meth:`get` would give, without its arrays.
 
         Raises:
-            BankDamagedError: one is missing or changed.
+            UnknownRecordError: none or several.
         """
-        query = select(record_blobs.c.kind, record_blobs.c.sha256).where(record_blobs.c.record_id == record_id)
         with self._engine.begin() as connection:
-            digests = connection.execute(query.order_by(record_blobs.c.kind)).all()
-        return {str(kind): self._blobs.get(str(sha256)) for kind, sha256 in digests}
+            return summary_of(self._find(connection, key))
+
+    def digests_of(self, record_id: str) -> dict[str, str]:
+        """SHA-256 of a record's stored arrays by kind; :meth:`blob` reads them."""
+        with self._engine.begin() as connection:
+            return self._digests(connection, record_id).get(record_id, {})
+
+    def blob(self, sha256: str) -> bytes:
+        """A stored array's bytes.
+
+        Raises:
+            BankDamagedError: it is missing or changed.
+        """
+        return self._blobs.get(sha256)
 
     def stack(self, backbone_fingerprint: str, layout_digest: str) -> ScoreStack | None:
         """Scores of all records of a backbone and layout as one matrix, kept in a file; None for a small bank.

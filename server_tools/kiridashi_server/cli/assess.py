@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kiridashi.command import Command, Outcome
 
 from kiridashi_server.bank.assessments import AssessmentStore
 from kiridashi_server.bank.store import Bank
+from kiridashi_server.cli.bank_source import add_model_arguments, load_backbone
 from kiridashi_server.cli.task_source import TASK_HELP, read_task
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-class", type=int, default=6, metavar="N", help="labelled samples a task uses, per class")
     parser.add_argument("--iterations", type=int, default=40, metavar="N", help="steps of learning a task's own scores")
     parser.add_argument("--keep", type=float, default=0.3, metavar="SHARE", help="of the parameters, in every cut")
-    parser.add_argument("--bank", type=Path, default=Path("bank"), metavar="DIR", help="the bank's folder")
-    parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="a known backbone")
-    parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="side of the input")
+    add_model_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
 
 
@@ -38,16 +36,12 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     )
     tasks = [read_task(name, arguments.image_size, arguments.seed) for name in arguments.task]
     with Bank.open(arguments.bank, create=False) as bank:
-        records, store = bank.list(), AssessmentStore(bank.folder)
+        backbone = load_backbone(arguments)
+        records, store = bank.list(backbone_fingerprint=backbone.fingerprint), AssessmentStore(bank.folder)
 
-    import torch  # takes seconds: bad arguments are refused first
-
-    from kiridashi_server.backbone import Backbone
     from kiridashi_server.narrator import Narrator
     from kiridashi_server.similarity.assess import assess, blank
 
-    torch.set_num_threads(1)  # the same numbers on every machine, and no spinning on a busy one
-    backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
     narrator = Narrator()
     for task in tasks:
         known = store.like(blank(backbone, task, settings))

@@ -173,7 +173,11 @@ def _verdict(
     items: Sequence[EvidenceItem], zero: float | None, settings: EvidenceSettings, left_out: int
 ) -> tuple[VerdictName, str]:
     if not items:
-        reason = f"none of its {left_out} records can be used" if left_out else "it is empty"
+        reason = (
+            f"none of its {left_out} records is of this backbone and layout"
+            if left_out
+            else "it has no record of this backbone"
+        )
         return "fallback", f"the bank cannot help: {reason}"
     count = f"{len(items)} record" + ("s" if len(items) > 1 else "")
     if len(items) < settings.reuse_from:
