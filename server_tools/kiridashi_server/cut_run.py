@@ -41,6 +41,7 @@ from kiridashi_server.recover.iterations import RecoverSettings, recover_cut
 from kiridashi_server.report.schema import ArtifactEntry, EvidenceEntry
 from kiridashi_server.similarity.assessment import Assessment
 from kiridashi_server.stages import Workspace
+from kiridashi_server.stock.pieces import Stock
 from kiridashi_server.tasks import Samples
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
@@ -113,6 +114,7 @@ class CutRequest:
         device: the name of the device whose profile it is, if it can be asked.
         measure: has model files measured on that device.
         recover: how the cut is recovered.
+        stock: what the model is cut out of; ``None``: the backbone as it is.
         kinds: artifacts to export.
         seed: of everything random.
         stack: the records' scores, stacked, for a large bank.
@@ -129,6 +131,7 @@ class CutRequest:
     device: str = ""
     measure: Measure | None = None
     recover: RecoverSettings = field(default_factory=RecoverSettings)
+    stock: Stock | None = None
     kinds: tuple[ArtifactKind, ...] = ALL_KINDS
     seed: int = 0
     stack: ScoreStack | None = None
@@ -265,6 +268,7 @@ class CutRun:
                     settings=request.recover,
                     seed=request.seed,
                     progress=advance,
+                    blank=request.stock.blank(plan) if request.stock else None,
                 )
             save_cut(folder / "features.safetensors", plan, recovered.model.features)
             head = {name: value.detach().contiguous() for name, value in recovered.model.head.state_dict().items()}
@@ -272,7 +276,8 @@ class CutRun:
             losses = recovered.losses or (None,)
             return CutResult(len(recovered.losses), losses[0], losses[-1], recovered.seconds)
 
-        return self.workspace.run("cut", [self._identity, self.planned.plan, request.recover], work, CutResult)
+        stock = request.stock.digest if request.stock else ""
+        return self.workspace.run("cut", [self._identity, self.planned.plan, request.recover, stock], work, CutResult)
 
     def model(self) -> Classifier:
         """The recovered classifier, as stored."""
@@ -315,8 +320,9 @@ class CutRun:
             step = done.train_step
             return Exported(files, dropped, step.gradient_max_rel, step.loss_max_abs_diff)
 
+        stock = request.stock.digest if request.stock else ""
         inputs = [self._identity, request.calibration.digest, self.planned.plan, request.recover, request.release]
-        return self.workspace.run("export", [*inputs, self.budget, request.kinds], work, Exported)
+        return self.workspace.run("export", [*inputs, self.budget, request.kinds, stock], work, Exported)
 
     @property
     def bundle(self) -> Path:

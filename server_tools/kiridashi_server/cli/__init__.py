@@ -11,6 +11,7 @@ _MODULES = (
     "bank",
     "bank_sharing",
     "assess",
+    "stock",
     "cut",
     "front",
     "publish",
