@@ -74,7 +74,10 @@ def _outcome(assessed: Sequence[Assessment]) -> Outcome:
             f"reuse for {tried.verdicts['reuse']:.1%}, of which {tried.kept:.1%} kept the margin"
         )
     else:
-        lines.append(f"{len(assessed)} tasks are assessed; a calibrated verdict needs {needed}, its coverage one more")
+        lines.append(
+            f"{len(assessed)} tasks are assessed; below {needed} nothing of this is used (all records weigh the same, the "
+            f"verdict is uncalibrated), and coverage needs one more"
+        )
     return Outcome(data, "\n".join(lines))
 
 
