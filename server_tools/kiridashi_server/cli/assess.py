@@ -75,8 +75,8 @@ def _outcome(assessed: Sequence[Assessment]) -> Outcome:
         )
     else:
         lines.append(
-            f"{len(assessed)} tasks are assessed; below {needed} nothing of this is used (all records weigh the same, the "
-            f"verdict is uncalibrated), and coverage needs one more"
+            f"{len(assessed)} tasks are assessed; below {needed} nothing of this is used (all records weigh the same, "
+            "the verdict is uncalibrated), and coverage needs one more"
         )
     return Outcome(data, "\n".join(lines))
 
