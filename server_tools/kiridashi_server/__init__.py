@@ -27,15 +27,16 @@ if TYPE_CHECKING:
     from kiridashi_server.budget.solver import plan_cut
     from kiridashi_server.graph.cost import CostModel
     from kiridashi_server.graph.cut import cut
-    from kiridashi_server.pipeline import compare, compose_scores, export_bundle, profile_backbone
+    from kiridashi_server.pipeline import compose_scores, export_bundle, profile_backbone
     from kiridashi_server.recover.iterations import recover_cut
+    from kiridashi_server.similarity.comparison import compare
     from kiridashi_server.tasks.folder import load_task
 
 _PLACES = {
     "Backbone": "backbone",
     "Bank": "bank.store",
     "CostModel": "graph.cost",
-    "compare": "pipeline",
+    "compare": "similarity.comparison",
     "compose_scores": "pipeline",
     "cut": "graph.cut",
     "export_bundle": "pipeline",

@@ -23,6 +23,7 @@ from kiridashi_server.budget.device import measure_files
 from kiridashi_server.budget.profile import Forecast, Profile
 from kiridashi_server.budget.solver import plan_cut
 from kiridashi_server.classifier import Classifier
+from kiridashi_server.compose.stack import ScoreStack
 from kiridashi_server.export.artifacts import ALL_KINDS, ExportSettings
 from kiridashi_server.graph.cut import load_cut, save_cut
 from kiridashi_server.graph.plan import Plan
@@ -38,6 +39,7 @@ from kiridashi_server.pipeline import (
 from kiridashi_server.progress import Progress, no_progress
 from kiridashi_server.recover.iterations import RecoverSettings, recover_cut
 from kiridashi_server.report.schema import ArtifactEntry, EvidenceEntry
+from kiridashi_server.similarity.assessment import Assessment
 from kiridashi_server.stages import Workspace
 from kiridashi_server.stock.pieces import Stock
 from kiridashi_server.tasks import Samples
@@ -103,6 +105,7 @@ class CutRequest:
     Attributes:
         backbone: what is cut.
         records: the bank's records.
+        assessments: of the bank's tasks.
         samples: the new task's few labelled samples.
         calibration: images for parity, int8 ranges and the probe; better not those it was trained on.
         release: line, version, task and labels of the bundle.
@@ -114,6 +117,7 @@ class CutRequest:
         stock: what the model is cut out of; ``None``: the backbone as it is.
         kinds: artifacts to export.
         seed: of everything random.
+        stack: the records' scores, stacked, for a large bank.
     """
 
     backbone: Backbone
@@ -121,6 +125,7 @@ class CutRequest:
     samples: Samples
     calibration: Samples
     release: Release
+    assessments: Sequence[Assessment] = ()
     budget: Budget | None = None
     profile: Profile | None = None
     device: str = ""
@@ -129,6 +134,7 @@ class CutRequest:
     stock: Stock | None = None
     kinds: tuple[ArtifactKind, ...] = ALL_KINDS
     seed: int = 0
+    stack: ScoreStack | None = None
 
 
 def default_budget(profile: Profile) -> Budget:
@@ -178,7 +184,13 @@ class CutRun:
 
         def work(folder: Path) -> Composed:
             evidence, composition = compose_scores(
-                request.backbone, request.records, request.samples, len(request.release.labels), request.seed
+                request.backbone,
+                request.records,
+                request.samples,
+                len(request.release.labels),
+                request.seed,
+                request.stack,
+                assessments=request.assessments,
             )
             items = tuple(
                 EvidenceEntry(item.task, item.similarity, composition.weights.get(item.record_id, 0.0))
@@ -324,6 +336,7 @@ class CutRun:
         return [
             request.backbone.fingerprint,
             sorted(record.id for record in request.records),
+            *sorted(request.assessments, key=repr),
             request.samples.digest,
             request.release.labels,
             request.seed,

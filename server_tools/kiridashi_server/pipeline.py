@@ -32,6 +32,7 @@ from kiridashi_server.budget.profile import Profile, fit_profile
 from kiridashi_server.budget.solver import Solution, plan_cut
 from kiridashi_server.classifier import Classifier
 from kiridashi_server.compose.composition import Composition, compose
+from kiridashi_server.compose.stack import ScoreStack
 from kiridashi_server.export.artifacts import ExportResult, ExportSettings, export_artifacts
 from kiridashi_server.export.bundle import BundleFile, write_bundle
 from kiridashi_server.export.train_step import TrainStepReport, export_train_step
@@ -39,14 +40,12 @@ from kiridashi_server.export.train_step_parameters import HEAD_PARAMETERS, bias_
 from kiridashi_server.graph.fold import fold_batch_norm
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.progress import Progress, no_progress
-from kiridashi_server.recover.inputs import run_batched, to_input
-from kiridashi_server.similarity.descriptor import Descriptor
-from kiridashi_server.similarity.evidence import Evidence, weigh
-from kiridashi_server.similarity.measure import find_measure
+from kiridashi_server.similarity.assessment import Assessment
+from kiridashi_server.similarity.comparison import compare
+from kiridashi_server.similarity.evidence import Evidence
 from kiridashi_server.tasks import Samples
 
 QUICK_PROBES = ProbeSettings(cuts=12, cliffs=())
-DEFAULT_MEASURE = "loo-leep"
 _MAX_CORRECTIONS = 1
 
 Measure = Callable[[Sequence[Path]], Sequence[Measurement]]
@@ -116,26 +115,15 @@ class Exported:
     train_step: TrainStepReport
 
 
-def compare(backbone: Backbone, records: Sequence[Record], samples: Samples) -> Evidence:
-    """What the bank has to say about a new task, from its few labelled samples.
-
-    Args:
-        backbone: the dense model.
-        records: the bank's records, of any backbone; those of others are left out and named.
-        samples: the new task's.
-    """
-    features = run_batched(backbone.program, to_input(backbone, samples.images)).numpy()
-    return weigh(
-        records,
-        Descriptor(features, samples.labels),
-        find_measure(DEFAULT_MEASURE),
-        fingerprint=backbone.fingerprint,
-        layout_digest=backbone.layout.digest,
-    )
-
-
 def compose_scores(
-    backbone: Backbone, records: Sequence[Record], samples: Samples, classes: int, seed: int
+    backbone: Backbone,
+    records: Sequence[Record],
+    samples: Samples,
+    classes: int,
+    seed: int,
+    stack: ScoreStack | None = None,
+    *,
+    assessments: Sequence[Assessment] = (),
 ) -> tuple[Evidence, Composition]:
     """Compare a new task with the bank and compose scores for it.
 
@@ -147,12 +135,14 @@ def compose_scores(
         samples: the new task's few labelled samples.
         classes: how many classes it has.
         seed: of learning own scores.
+        stack: the records' scores, stacked: quicker for a large bank.
+        assessments: of the bank's tasks; with enough of them, the verdict and the weights rest on them.
     """
-    evidence = compare(backbone, records, samples)
+    evidence = compare(backbone, records, samples, assessments=assessments)
     own = None
     if evidence.verdict != "reuse":
         own = learn_scores(backbone, samples, classes=classes, seed=seed).groups
-    return evidence, compose(evidence, records, own=own)
+    return evidence, compose(evidence, records, own=own, stack=stack)
 
 
 def profile_backbone(

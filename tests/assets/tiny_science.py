@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from kiridashi_server.backbone import Backbone
-from kiridashi_server.bank.record import Provenance, Record
+from kiridashi_server.bank.record import Kind, Policy, Provenance, Record
 from kiridashi_server.tasks import Samples, Task
 from torch import Tensor, nn
 from torch.nn import functional
@@ -82,8 +82,11 @@ def make_record(
     layout: str = "layout",
     created: str = "2026-01-01T00:00:00+00:00",
     seconds: float = 1.0,
+    headless: bool = False,
+    kind: Kind = "learnt",
+    policy: Policy = "internal",
 ) -> Record:
-    """A record with small made-up contents."""
+    """A record with small made-up contents; a headless one has no feature moments either."""
     weight = np.eye(3, 4, dtype=np.float32) if head is None else head.astype(np.float32)
     classes, width = weight.shape
     return Record(
@@ -93,13 +96,15 @@ def make_record(
         layout_digest=layout,
         samples=24,
         scores=scores or {"a": np.arange(4, dtype=np.float32), "b": np.ones(6, dtype=np.float32)},
-        head_weight=weight,
-        head_bias=np.zeros(classes, dtype=np.float32),
-        feature_mean=np.zeros(width, dtype=np.float32),
-        feature_variance=np.ones(width, dtype=np.float32),
+        head_weight=None if headless else weight,
+        head_bias=None if headless else np.zeros(classes, dtype=np.float32),
+        feature_mean=None if headless else np.zeros(width, dtype=np.float32),
+        feature_variance=None if headless else np.ones(width, dtype=np.float32),
         provenance=Provenance(
             seed=0, settings={"iterations": 40}, code_version="1", task_digest=f"sha256:{task}", seconds=seconds
         ),
         created=created,
         outcomes={"dense": 0.5},
+        kind=kind,
+        policy=policy,
     )

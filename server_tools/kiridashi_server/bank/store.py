@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, delete, insert, or_, select
+from kiridashi.errors import InputError
+from sqlalchemy import Connection, Engine, RowMapping, Select, and_, delete, func, insert, or_, select, update
 
+from kiridashi_server.amp.scores import ScoreArray
 from kiridashi_server.bank.blobs import BlobStore
 from kiridashi_server.bank.database import open_database
 from kiridashi_server.bank.errors import BankDamagedError, UnknownRecordError
-from kiridashi_server.bank.record import BLOB_KINDS, Provenance, Record, decode_arrays, encode_arrays
+from kiridashi_server.bank.record import (
+    Policy,
+    Record,
+    StoredScores,
+    decode_descriptor,
+    decode_scores,
+    encode_arrays,
+)
+from kiridashi_server.bank.rows import RecordSummary, record_of, row_of, summary_of
+from kiridashi_server.bank.stacks import STACK_FROM, StackCache
 from kiridashi_server.bank.tables import record_blobs, records
+from kiridashi_server.compose.stack import ScoreStack, Vote
 
 DATABASE_NAME = "bank.db"
+_AFTER_HEX = "g"
 
 
 @dataclass(frozen=True)
@@ -31,12 +43,17 @@ class Fault:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What :meth:`Bank.verify` found: how much it checked, faults, and leftovers it has removed."""
+    """What :meth:`Bank.verify` found: how much it checked, faults, and what it has removed.
+
+    ``stacks_removed`` counts stacked scores that were damaged, or of a set of records that the bank no longer has;
+    they are made again when they are needed.
+    """
 
     records: int
     blobs: int
     faults: tuple[Fault, ...]
     leftovers_removed: int
+    stacks_removed: int = 0
 
 
 class Bank:
@@ -50,6 +67,7 @@ class Bank:
         self.folder = folder
         self._engine = engine
         self._blobs = BlobStore(folder / "blobs")
+        self._stacks = StackCache(folder / "stacks")
 
     @classmethod
     def open(cls, folder: Path | str, *, create: bool = True) -> Bank:
@@ -82,15 +100,24 @@ class Bank:
 
     def add(self, record: Record) -> bool:
         """Store a record; False if the bank has it already, which changes nothing."""
-        blobs = encode_arrays(record)
+        return self.add_all([(record, encode_arrays(record))])[0]
+
+    def add_all(self, entries: Iterable[tuple[Record, Mapping[str, bytes]]]) -> list[bool]:
+        """Store records with their encoded arrays, all or none; for each, whether it is new.
+
+        Entries are taken one at a time, so that they need not fit into memory together.
+        """
         with self._engine.begin() as connection:
             # Inside the write lock, so that no other process clears the new blobs away as leftovers.
-            digests = {kind: self._blobs.put(data) for kind, data in blobs.items()}
-            if connection.execute(select(records.c.id).where(records.c.id == record.id)).first():
-                return False
-            connection.execute(insert(records).values(**_row(record)))
-            rows = [{"record_id": record.id, "kind": kind, "sha256": sha} for kind, sha in digests.items()]
-            connection.execute(insert(record_blobs), rows)
+            return [self._add(connection, record, blobs) for record, blobs in entries]
+
+    def _add(self, connection: Connection, record: Record, blobs: Mapping[str, bytes]) -> bool:
+        digests = {kind: self._blobs.put(data) for kind, data in blobs.items()}
+        if connection.execute(select(records.c.id).where(records.c.id == record.id)).first():
+            return False
+        connection.execute(insert(records).values(**row_of(record)))
+        rows = [{"record_id": record.id, "kind": kind, "sha256": sha} for kind, sha in digests.items()]
+        connection.execute(insert(record_blobs), rows)
         return True
 
     def get(self, key: str) -> Record:
@@ -104,20 +131,93 @@ class Bank:
             return self._load(connection, self._find(connection, key))
 
     def list(self, *, backbone_fingerprint: str | None = None) -> tuple[Record, ...]:
-        """All records (of one backbone), by task name, then id.
+        """All records (of one backbone), by task name, then id. Scores are read when they are first looked at.
 
         Raises:
-            BankDamagedError: an array is missing or changed; the message names the record.
+            BankDamagedError: a head is missing or changed; the message names the record. Looking at scores raises it
+                too.
         """
-        query = select(records).order_by(records.c.task, records.c.id)
-        if backbone_fingerprint is not None:
-            query = query.where(records.c.backbone_fingerprint == backbone_fingerprint)
         with self._engine.begin() as connection:
-            rows = connection.execute(query).mappings().all()
-            return tuple(self._load(connection, row) for row in rows)
+            rows = connection.execute(_selected(backbone_fingerprint, None)).mappings().all()
+            digests = self._digests(connection)
+            return tuple(self._record(row, digests.get(row["id"], {})) for row in rows)
+
+    def summaries(
+        self, *, backbone_fingerprint: str | None = None, task: str | None = None
+    ) -> tuple[RecordSummary, ...]:
+        """All records (of one backbone, of one task) without their arrays, by task name, then id: quick."""
+        with self._engine.begin() as connection:
+            return tuple(map(summary_of, connection.execute(_selected(backbone_fingerprint, task)).mappings()))
+
+    def backbones(self) -> dict[str, int]:
+        """How many records there are, by backbone fingerprint."""
+        query = select(records.c.backbone_fingerprint, func.count()).group_by(records.c.backbone_fingerprint)
+        with self._engine.begin() as connection:
+            return {str(name): int(number) for name, number in connection.execute(query)}
+
+    def set_policy(self, key: str, policy: Policy) -> str:
+        """Change who may use a record. Returns its id.
+
+        Raises:
+            UnknownRecordError: no record, or several.
+        """
+        with self._engine.begin() as connection:
+            record_id = str(self._find(connection, key)["id"])
+            connection.execute(update(records).where(records.c.id == record_id).values(policy=policy))
+        return record_id
+
+    def summary(self, key: str) -> RecordSummary:
+        """The record that :meth:`get` would give, without its arrays.
+
+        Raises:
+            UnknownRecordError: none or several.
+        """
+        with self._engine.begin() as connection:
+            return summary_of(self._find(connection, key))
+
+    def digests_of(self, record_id: str) -> dict[str, str]:
+        """SHA-256 of a record's stored arrays by kind; :meth:`blob` reads them."""
+        with self._engine.begin() as connection:
+            return self._digests(connection, record_id).get(record_id, {})
+
+    def blob(self, sha256: str) -> bytes:
+        """A stored array's bytes.
+
+        Raises:
+            BankDamagedError: it is missing or changed.
+        """
+        return self._blobs.get(sha256)
+
+    def stack(self, backbone_fingerprint: str, layout_digest: str) -> ScoreStack | None:
+        """Scores of all records of a backbone and layout as one matrix, kept in a file; None for a small bank.
+
+        It is made anew when the set of records has changed, which takes as long as reading all their scores.
+
+        Raises:
+            BankDamagedError: an array is missing or changed.
+            InputError: the records do not have the same groups.
+        """
+        with self._engine.begin() as connection:  # holds the lock: no record is forgotten while its scores are stacked
+            votes = self._votes(connection, backbone_fingerprint, layout_digest)
+            if len(votes) < STACK_FROM:
+                return None
+            return self._stacks.get(votes, self._scores)
+
+    def _votes(self, connection: Connection, backbone_fingerprint: str, layout_digest: str) -> Sequence[Vote]:
+        query = (
+            select(records.c.id, record_blobs.c.sha256, records.c.kind)
+            .join(record_blobs, records.c.id == record_blobs.c.record_id)
+            .where(records.c.backbone_fingerprint == backbone_fingerprint, records.c.layout_digest == layout_digest)
+            .where(record_blobs.c.kind == "scores")
+            .order_by(records.c.id)
+        )
+        return [Vote(str(i), str(sha), kind == "learnt") for i, sha, kind in connection.execute(query)]
+
+    def _scores(self, sha256: str) -> dict[str, ScoreArray]:
+        return decode_scores(self._blobs.get(sha256))
 
     def remove(self, key: str) -> str:
-        """Forget a record: its row and every array that no other record uses. Returns its id.
+        """Forget a record: its row, every array that no other record uses, and stacks with its scores. Returns its id.
 
         Raises:
             UnknownRecordError: no record, or several.
@@ -128,6 +228,7 @@ class Bank:
             connection.execute(delete(records).where(records.c.id == record_id))
         # Only after the row is gone for good: a crash in between leaves a leftover, never a record without arrays.
         self._clear_leftovers()
+        self._clear_stacks()
         return record_id
 
     def verify(self) -> Inspection:
@@ -142,7 +243,8 @@ class Bank:
                     self._blobs.get(row["sha256"])
                 except BankDamagedError as error:
                     faults.append(Fault(row["record_id"], row["task"], row["kind"], str(error)))
-        return Inspection(count, len({row["sha256"] for row in rows}), tuple(faults), self._clear_leftovers())
+        blobs = len({row["sha256"] for row in rows})
+        return Inspection(count, blobs, tuple(faults), self._clear_leftovers(), self._clear_stacks(check=True))
 
     def _clear_leftovers(self) -> int:
         with self._engine.begin() as connection:
@@ -152,9 +254,21 @@ class Bank:
                 self._blobs.delete(digest)
         return len(unused)
 
+    def _clear_stacks(self, *, check: bool = False) -> int:
+        """Remove stacks of sets of records that are no more, and with ``check`` damaged ones."""
+        query = select(records.c.backbone_fingerprint, records.c.layout_digest).distinct()
+        with self._engine.begin() as connection:
+            layouts = connection.execute(query).all()
+            return self._stacks.clear([self._votes(connection, *layout) for layout in layouts], check=check)
+
     def _find(self, connection: Connection, key: str) -> RowMapping:
-        matches = or_(records.c.task == key, records.c.id.startswith(key, autoescape=True))
-        found = connection.execute(select(records).where(matches)).mappings().all() if key else []
+        # A range of ids, not LIKE: only that uses the index.
+        begins = and_(records.c.id >= key, records.c.id < key + _AFTER_HEX)
+        found = (
+            connection.execute(select(records).where(or_(records.c.task == key, begins))).mappings().all()
+            if key
+            else []
+        )
         if len(found) == 1:
             return found[0]
         tasks = connection.execute(select(records.c.task).order_by(records.c.task)).scalars().all()
@@ -171,46 +285,52 @@ class Bank:
         )
 
     def _load(self, connection: Connection, row: RowMapping) -> Record:
-        query = select(record_blobs.c.kind, record_blobs.c.sha256).where(record_blobs.c.record_id == row["id"])
-        digests = {str(blob.kind): str(blob.sha256) for blob in connection.execute(query)}
-        try:
-            record = _record(row, {kind: self._blobs.get(digests[kind]) for kind in BLOB_KINDS})
-        except (BankDamagedError, KeyError, ValueError) as error:
-            raise BankDamagedError(
-                f"the record of '{row['task']}' ({row['id'][:12]}) is damaged",
-                why=str(error),
-                next_step=f"kiridashi bank forget {row['id'][:12]}, then learn the task again: kiridashi bank learn",
-            ) from error
+        digests = self._digests(connection, row["id"]).get(row["id"], {})
+        record = self._record(row, digests)
+        len(record.scores), len(record.taylor)  # a single record is read at once
         return record
 
+    def _digests(self, connection: Connection, record_id: str | None = None) -> dict[str, dict[str, str]]:
+        """SHA-256 of the arrays by record id and kind, of one record or of all."""
+        query = select(record_blobs.c.record_id, record_blobs.c.kind, record_blobs.c.sha256)
+        found: dict[str, dict[str, str]] = {}
+        for owner, kind, sha256 in connection.execute(
+            query if record_id is None else query.where(record_blobs.c.record_id == record_id)
+        ):
+            found.setdefault(str(owner), {})[str(kind)] = str(sha256)
+        return found
 
-def _row(record: Record) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "task": record.task,
-        "labels": list(record.labels),
-        "backbone_fingerprint": record.backbone_fingerprint,
-        "layout_digest": record.layout_digest,
-        "samples": record.samples,
-        "outcomes": dict(record.outcomes),
-        "provenance": dataclasses.asdict(record.provenance),
-        "policy": record.policy,
-        "created": record.created,
-    }
+    def _record(self, row: RowMapping, digests: Mapping[str, str]) -> Record:
+        """The record; its head is read at once, its scores when they are looked at."""
+
+        def read(kind: str) -> dict[str, ScoreArray]:
+            try:
+                return decode_scores(self._blobs.get(digests[kind]))
+            except (BankDamagedError, KeyError, ValueError) as error:
+                raise _damaged(row, error) from error
+
+        try:
+            data = self._blobs.get(digests["descriptor"]) if "descriptor" in digests else None
+            descriptor = decode_descriptor(data)
+            return record_of(
+                row, StoredScores(partial(read, "scores")), StoredScores(partial(read, "taylor")), descriptor
+            )
+        except (BankDamagedError, InputError, ValueError) as error:
+            raise _damaged(row, error) from error
 
 
-def _record(row: RowMapping, blobs: dict[str, bytes]) -> Record:
-    return Record(
-        task=row["task"],
-        labels=tuple(row["labels"]),
-        backbone_fingerprint=row["backbone_fingerprint"],
-        layout_digest=row["layout_digest"],
-        samples=row["samples"],
-        outcomes=row["outcomes"],
-        provenance=Provenance(**row["provenance"]),
-        policy=row["policy"],
-        created=row["created"],
-        **decode_arrays(blobs),
+def _selected(backbone_fingerprint: str | None, task: str | None) -> Select[tuple[object, ...]]:
+    query = select(records).order_by(records.c.task, records.c.id)
+    if backbone_fingerprint is not None:
+        query = query.where(records.c.backbone_fingerprint == backbone_fingerprint)
+    return query if task is None else query.where(records.c.task == task)
+
+
+def _damaged(row: RowMapping, error: Exception) -> BankDamagedError:
+    return BankDamagedError(
+        f"the record of '{row['task']}' ({row['id'][:12]}) is damaged",
+        why=str(error),
+        next_step=f"kiridashi bank forget {row['id'][:12]}, then learn the task again: kiridashi bank learn",
     )
 
 

@@ -19,6 +19,7 @@ records = Table(
     Column("provenance", JSON, nullable=False),
     Column("policy", String, nullable=False),
     Column("created", String, nullable=False),
+    Column("kind", String, nullable=False, server_default="learnt"),
 )
 
 record_blobs = Table(

@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections import Counter
 
 from kiridashi.command import Command, Outcome
 from kiridashi.errors import ExitCode
 
-from kiridashi_server.bank.record import Record
+from kiridashi_server.bank.assessments import AssessmentStore
+from kiridashi_server.bank.rows import RecordSummary
 from kiridashi_server.bank.store import Bank
+from kiridashi_server.cli.bank_source import (
+    SHORT,
+    add_bank_argument,
+    add_model_arguments,
+    add_record_argument,
+    load_backbone,
+    others_text,
+    row_data,
+    row_text,
+)
 from kiridashi_server.cli.task_source import TASK_HELP, read_task
 
-if TYPE_CHECKING:  # torch takes seconds to import: only the commands that need it pay
-    from kiridashi_server.backbone import Backbone
 
-_SHORT = 12
-
-
-def _configure_bank(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bank", type=Path, default=Path("bank"), metavar="DIR", help="the bank's folder")
-
-
-def _configure_key(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("record", help="a task's name, or the beginning of a record's id")
-    _configure_bank(parser)
-
-
-def _configure_model(parser: argparse.ArgumentParser) -> None:
-    _configure_bank(parser)
-    parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="a known backbone")
-    parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="side of the input")
+def _configure_samples(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
 
 
@@ -46,14 +39,19 @@ def _configure_learn(parser: argparse.ArgumentParser) -> None:
         help=TASK_HELP,
     )
     parser.add_argument("--iterations", type=int, default=40, metavar="N", help="score-learning steps per task")
-    _configure_model(parser)
+    _configure_samples(parser)
+
+
+def _configure_list(parser: argparse.ArgumentParser) -> None:
+    add_bank_argument(parser)
+    parser.add_argument("--task", metavar="NAME", help="records of this task only")
 
 
 def _configure_similar(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, metavar="TASK", help=TASK_HELP)
     parser.add_argument("--per-class", type=int, default=8, metavar="N", help="labelled samples to look at, per class")
-    parser.add_argument("--measure", default="loo-leep", metavar="NAME", help="similarity measure")
-    _configure_model(parser)
+    parser.add_argument("--measure", metavar="NAME", help="similarity measure to show (default: the chosen one)")
+    _configure_samples(parser)
 
 
 def _learn(arguments: argparse.Namespace) -> Outcome:
@@ -65,35 +63,40 @@ def _learn(arguments: argparse.Namespace) -> Outcome:
     tasks = [
         read_task(name, arguments.image_size, arguments.seed) for name in arguments.task
     ]  # all are read before anything is learnt
-    backbone = _load_backbone(arguments)
+    backbone = load_backbone(arguments)
     narrator = Narrator()
     learnt = []
     with Bank.open(arguments.bank) as bank:
-        known = {_recipe(record): record for record in bank.list(backbone_fingerprint=backbone.fingerprint)}
+        known = {_recipe(one): one for one in bank.summaries(backbone_fingerprint=backbone.fingerprint)}
         for task in tasks:
-            record = known.get((task.digest, arguments.seed, repr(sorted(dataclasses.asdict(settings).items()))))
-            is_new = record is None
-            if record is None:
-                with narrator.bar(task.name) as advance:
-                    record = learn_record(backbone, task, settings, arguments.seed, progress=advance)
-                bank.add(record)
-            learnt.append({**_summary(record), "new": is_new})
-    lines = [f"{row['task']}: {'learnt' if row['new'] else 'known already'}, {_outcomes(row)}" for row in learnt]
+            found = known.get((task.digest, arguments.seed, repr(sorted(dataclasses.asdict(settings).items()))))
+            if found is not None:
+                learnt.append({**row_data(found), "new": False})
+                continue
+            with narrator.bar(task.name) as advance:
+                record = learn_record(backbone, task, settings, arguments.seed, progress=advance)
+            bank.add(record)
+            learnt.append({**row_data(record), "new": True})
+    lines = [f"{row['task']}: {'learnt' if row['new'] else 'known already'}, {row_text(row)}" for row in learnt]
     return Outcome({"bank": str(arguments.bank), "records": learnt}, "\n".join(lines))
 
 
 def _list(arguments: argparse.Namespace) -> Outcome:
     with Bank.open(arguments.bank, create=False) as bank:
-        rows = [_summary(record) for record in bank.list()]
-    lines = [f"{row['id'][:_SHORT]}  {row['task']}: {row['samples']} samples, {_outcomes(row)}" for row in rows]
-    return Outcome({"records": rows}, "\n".join(lines) or "the bank is empty; next: kiridashi bank learn --task TASK")
+        rows = [row_data(record) for record in bank.summaries(task=arguments.task)]
+    backbones = Counter(row["backbone_fingerprint"] for row in rows)
+    lines = [f"{row['id'][:SHORT]}  {row['task']}: {row_text(row)}" for row in rows]
+    if len(backbones) > 1:
+        lines += [f"backbone {name[:SHORT]}: {count} records" for name, count in sorted(backbones.items())]
+    empty = "no record; next: kiridashi bank learn --task TASK"
+    return Outcome({"records": rows, "backbones": dict(backbones)}, "\n".join(lines) or empty)
 
 
 def _show(arguments: argparse.Namespace) -> Outcome:
     with Bank.open(arguments.bank, create=False) as bank:
         record = bank.get(arguments.record)
     data = {
-        **_summary(record),
+        **row_data(record),
         "labels": list(record.labels),
         "layout_digest": record.layout_digest,
         "provenance": dataclasses.asdict(record.provenance),
@@ -106,29 +109,25 @@ def _show(arguments: argparse.Namespace) -> Outcome:
 
 
 def _similar(arguments: argparse.Namespace) -> Outcome:
-    from kiridashi_server.recover.inputs import run_batched, to_input
-    from kiridashi_server.similarity.descriptor import Descriptor
-    from kiridashi_server.similarity.evidence import weigh
+    from kiridashi_server.similarity.comparison import compare
     from kiridashi_server.similarity.measure import find_measure
 
-    measure = find_measure(arguments.measure)
+    if arguments.measure:
+        find_measure(arguments.measure)  # a wrong name is refused before anything is loaded
     task = read_task(arguments.task, arguments.image_size, arguments.seed)
     samples = task.split("train").few_shot(arguments.per_class, arguments.seed)
     with Bank.open(arguments.bank, create=False) as bank:
-        records = bank.list()
-    backbone = _load_backbone(arguments)
-    features = run_batched(backbone.program, to_input(backbone, samples.images)).numpy()
-    evidence = weigh(
-        records,
-        Descriptor(features, samples.labels),
-        measure,
-        fingerprint=backbone.fingerprint,
-        layout_digest=backbone.layout.digest,
-    )
+        backbone = load_backbone(arguments)
+        records, backbones = bank.list(backbone_fingerprint=backbone.fingerprint), bank.backbones()
+        assessments = AssessmentStore(bank.folder).list()
+    evidence = compare(backbone, records, samples, assessments=assessments, measure=arguments.measure)
     lines = [f"{evidence.verdict}: {evidence.reason}"]
     lines += [f"  {i.task}: similarity {i.similarity:.3f}, weight {i.weight:.2f}; {i.reason}" for i in evidence.items]
     lines += [f"  {task_name}: left out; {reason}" for task_name, reason in evidence.left_out]
-    return Outcome(dataclasses.asdict(evidence), "\n".join(lines))
+    lines += [f"  {task_name}: not judged; {reason}" for _, task_name, reason in evidence.silent]
+    lines += filter(None, [others_text(backbones, backbone.fingerprint)])
+    others = sum(backbones.values()) - len(records)
+    return Outcome({**dataclasses.asdict(evidence), "other_backbones": others}, "\n".join(lines))
 
 
 def _verify(arguments: argparse.Namespace) -> Outcome:
@@ -136,8 +135,10 @@ def _verify(arguments: argparse.Namespace) -> Outcome:
         found = bank.verify()
     lines = [f"records: {found.records}, stored arrays: {found.blobs}"]
     lines += [
-        f"damaged: {fault.kind} of '{fault.task}' ({fault.record_id[:_SHORT]}): {fault.what}" for fault in found.faults
+        f"damaged: {fault.kind} of '{fault.task}' ({fault.record_id[:SHORT]}): {fault.what}" for fault in found.faults
     ]
+    if found.stacks_removed:
+        lines.append(f"{found.stacks_removed} files of stacked scores did not fit the records and were removed")
     if found.leftovers_removed:
         lines.append(f"{found.leftovers_removed} leftovers of interrupted writes were removed")
     lines.append(
@@ -149,48 +150,23 @@ def _verify(arguments: argparse.Namespace) -> Outcome:
 def _forget(arguments: argparse.Namespace) -> Outcome:
     with Bank.open(arguments.bank, create=False) as bank:
         record_id = bank.remove(arguments.record)
-    return Outcome({"id": record_id}, f"forgot {record_id[:_SHORT]}; its arrays are deleted")
+        AssessmentStore(bank.folder).forget(record_id)
+    return Outcome({"id": record_id}, f"forgot {record_id[:SHORT]}; its arrays are deleted")
 
 
-def _summary(record: Record) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "task": record.task,
-        "samples": record.samples,
-        "outcomes": dict(record.outcomes),
-        "seconds": record.provenance.seconds,
-        "backbone_fingerprint": record.backbone_fingerprint,
-        "policy": record.policy,
-        "created": record.created,
-    }
-
-
-def _outcomes(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value:.1%}" for name, value in row["outcomes"].items())
-
-
-def _recipe(record: Record) -> tuple[str, int, str]:
+def _recipe(record: RecordSummary) -> tuple[str, int, str]:
     """What decides a record besides the backbone: a task learnt by the same recipe is not learnt again."""
     provenance = record.provenance
     return provenance.task_digest, provenance.seed, repr(sorted(provenance.settings.items()))
-
-
-def _load_backbone(arguments: argparse.Namespace) -> Backbone:
-    import torch
-
-    from kiridashi_server.backbone import Backbone
-
-    torch.set_num_threads(1)  # the same numbers on every machine, and no spinning on a busy one
-    return Backbone.load(arguments.backbone, image_size=arguments.image_size)
 
 
 COMMANDS = (
     Command(
         "bank learn", "learn scores of past tasks; tasks that are known already are skipped", _configure_learn, _learn
     ),
-    Command("bank list", "show all records", _configure_bank, _list),
-    Command("bank show", "show one record", _configure_key, _show),
+    Command("bank list", "show all records", _configure_list, _list),
+    Command("bank show", "show one record", add_record_argument, _show),
     Command("bank similar", "compare a new task with every record", _configure_similar, _similar),
-    Command("bank verify", "check every stored array against its digest", _configure_bank, _verify),
-    Command("bank forget", "delete a record and its arrays", _configure_key, _forget),
+    Command("bank verify", "check every stored array against its digest", add_bank_argument, _verify),
+    Command("bank forget", "delete a record and its arrays", add_record_argument, _forget),
 )

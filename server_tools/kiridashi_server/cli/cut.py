@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from kiridashi.errors import InputError
 from kiridashi.messages import check_name
 from kiridashi.runtime import RUNTIMES
 
+from kiridashi_server.cli.bank_source import others_text
 from kiridashi_server.cli.judge_source import judged_by
 from kiridashi_server.cli.plant_state import add_state_argument
 from kiridashi_server.cli.profile_source import PROFILE_HELP, read_profile
@@ -88,6 +90,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     import torch  # takes seconds: bad arguments are refused first
 
     from kiridashi_server.backbone import Backbone
+    from kiridashi_server.bank.assessments import AssessmentStore
     from kiridashi_server.bank.store import Bank
     from kiridashi_server.cut_run import CutRequest, CutRun
     from kiridashi_server.narrator import Narrator
@@ -100,12 +103,15 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     narrator = Narrator(("evidence", "profile", "plan", "cut", "export"))
     backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
     with Bank.open(arguments.bank, create=False) as bank:
-        records = bank.list()
+        records = bank.list(backbone_fingerprint=backbone.fingerprint)
+        stack, backbones = bank.stack(backbone.fingerprint, backbone.layout.digest), bank.backbones()
+        assessments = AssessmentStore(bank.folder).list()
     workspace = Workspace(arguments.output, narrator.stage)
     with judged_by(arguments, backbone, narrator.fact) as judge, workspace.locked():
         request = CutRequest(
             backbone=backbone,
             records=records,
+            assessments=assessments,
             samples=few_samples(task, arguments.per_class, arguments.seed),
             calibration=task.split("val" if "val" in task.splits else "train"),
             release=Release(arguments.line, arguments.release, task.name, task.labels),
@@ -116,8 +122,9 @@ def _run(arguments: argparse.Namespace) -> Outcome:
             recover=RecoverSettings(iterations=arguments.iterations),
             stock=_stock(arguments, backbone),
             seed=arguments.seed,
+            stack=stack,
         )
-        return _outcome(CutRun(request, workspace, narrator.bar))
+        return _outcome(CutRun(request, workspace, narrator.bar), backbones)
 
 
 def _stock(arguments: argparse.Namespace, backbone: Backbone) -> Stock | None:
@@ -130,7 +137,7 @@ def _stock(arguments: argparse.Namespace, backbone: Backbone) -> Stock | None:
     return load_stock(folder, backbone)
 
 
-def _outcome(run: CutRun) -> Outcome:
+def _outcome(run: CutRun, backbones: Mapping[str, int]) -> Outcome:
     exported, planned = run.exported, run.planned
     parameters_dense = run.request.backbone.costs.parameters({})
     data = {
@@ -147,18 +154,20 @@ def _outcome(run: CutRun) -> Outcome:
         "parameters": planned.parameters,
         "parameters_dense": parameters_dense,
         "explanation": run.composed.explanation,
+        "other_backbones": sum(backbones.values()) - len(run.request.records),
         "files": msgspec.to_builtins(exported.files),
         "dropped": list(exported.dropped),
     }
     best = planned.importance * (1 + planned.gap)
-    text = (
-        f"{planned.parameters:,} of {parameters_dense:,} parameters stay; binding limit: {planned.binding}\n"
-        f"{planned.importance:.2%} of the importance stays, {best:.2%} at most could\n"
-        f"{_needs(planned, run.request.device)}; budget {run.budget}\n"
-        f"{run.composed.explanation}\n"
-        f"next: kiridashi publish {run.bundle} --line {run.request.release.line}"
-    )
-    return Outcome(data, text)
+    lines = [
+        f"{planned.parameters:,} of {parameters_dense:,} parameters stay; binding limit: {planned.binding}",
+        f"{planned.importance:.2%} of the importance stays, {best:.2%} at most could",
+        f"{_needs(planned, run.request.device)}; budget {run.budget}",
+        run.composed.explanation,
+        *filter(None, [others_text(backbones, run.request.backbone.fingerprint)]),
+        f"next: kiridashi publish {run.bundle} --line {run.request.release.line}",
+    ]
+    return Outcome(data, "\n".join(lines))
 
 
 def _needs(planned: Planned, device: str) -> str:

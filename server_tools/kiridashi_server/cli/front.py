@@ -11,6 +11,7 @@ from kiridashi.budget import MIB, Limit
 from kiridashi.command import Command, Outcome
 from kiridashi.errors import InputError
 
+from kiridashi_server.cli.bank_source import others_text
 from kiridashi_server.cli.profile_source import PROFILE_HELP, read_profile
 from kiridashi_server.cli.task_source import TASK_HELP, few_samples, read_task
 
@@ -54,6 +55,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     import torch  # takes seconds: bad arguments are refused first
 
     from kiridashi_server.backbone import Backbone
+    from kiridashi_server.bank.assessments import AssessmentStore
     from kiridashi_server.bank.store import Bank
     from kiridashi_server.budget.candidates import candidates
     from kiridashi_server.budget.front import front
@@ -66,8 +68,12 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     samples = few_samples(task, arguments.per_class, arguments.seed)
     backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
     with Bank.open(arguments.bank, create=False) as bank:
-        records = bank.list()
-    _, mix = compose_scores(backbone, records, samples, len(task.labels), arguments.seed)
+        records = bank.list(backbone_fingerprint=backbone.fingerprint)
+        stack, backbones = bank.stack(backbone.fingerprint, backbone.layout.digest), bank.backbones()
+        assessments = AssessmentStore(bank.folder).list()
+    _, mix = compose_scores(
+        backbone, records, samples, len(task.labels), arguments.seed, stack, assessments=assessments
+    )
     multiple = profile.multiple if profile else DEFAULT_MULTIPLE
     options = candidates(backbone.layout, mix.scores, multiple=multiple)
     found = front(options.choices, _needs(arguments.size, profile, backbone.quantities), points=arguments.points)
@@ -87,8 +93,12 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         points = [(point.cost / scale, point.value / options.total) for point in found]
         write_atomic(arguments.output, importance_against_size(points, unit).encode())
     data = {"size": arguments.size, "points": rows, "picture": str(arguments.output) if arguments.output else None}
+    data["other_backbones"] = sum(backbones.values()) - len(records)
     lines = [f"{point.cost / scale:10.3f}  {point.value / options.total:7.1%}" for point in found]
-    return Outcome(data, "\n".join([f"{unit}, importance kept", *lines]))
+    return Outcome(
+        data,
+        "\n".join([f"{unit}, importance kept", *lines, *filter(None, [others_text(backbones, backbone.fingerprint)])]),
+    )
 
 
 def _needs(size: str, profile: Profile | None, quantities: Quantities) -> tuple[Polynomial, ...]:

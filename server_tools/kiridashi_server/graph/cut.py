@@ -177,6 +177,11 @@ def save_cut(path: Path, plan: Plan, module: fx.GraphModule) -> None:
     write_atomic(path, safetensors.torch.save(tensors, metadata))
 
 
+def is_saved_cut(metadata: Mapping[str, str]) -> bool:
+    """Whether a safetensors file with this metadata is what :func:`save_cut` wrote."""
+    return metadata.get("format") == _FORMAT and "plan" in metadata
+
+
 def load_cut(program: fx.GraphModule, tracking: Tracking, path: Path) -> tuple[Plan, fx.GraphModule]:
     """Cut ``program`` by the plan in the file and load the file's tensors into it.
 
@@ -194,7 +199,7 @@ def load_cut(program: fx.GraphModule, tracking: Tracking, path: Path) -> tuple[P
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, safetensors.SafetensorError) as error:
         raise GraphError(f"{path} cannot be read as a cut", why=str(error)) from error
-    if metadata.get("format") != _FORMAT or "plan" not in metadata:
+    if not is_saved_cut(metadata):
         raise GraphError(f"{path} is no saved cut", why=f"its header does not say {_FORMAT}")
     plan = Plan.from_json(metadata["plan"])
     small = cut(program, tracking, plan)

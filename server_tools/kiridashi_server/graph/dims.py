@@ -224,3 +224,17 @@ def indices(dim: Dim, kept: Mapping[Atom, npt.NDArray[np.int64]]) -> npt.NDArray
             local = kept.get(atom, np.arange(atom.size, dtype=np.int64))
         found = (found[:, None] * atom.size + local[None, :]).reshape(-1)
     return found
+
+
+def units_along(dim: Dim, atom: Atom) -> npt.NDArray[np.int64]:
+    """Which unit of ``atom`` each index of ``dim`` belongs to, int64 [size of ``dim``]; -1 where it belongs to none."""
+    found = np.full(1, -1, dtype=np.int64)
+    for part in resolve(dim):
+        if part.pieces:
+            local = np.concatenate([units_along(piece, atom) for piece in part.pieces])
+        elif part is atom:
+            local = np.arange(part.size, dtype=np.int64)
+        else:
+            local = np.full(part.size, -1, dtype=np.int64)
+        found = np.where(local >= 0, local, found[:, None]).reshape(-1)
+    return found

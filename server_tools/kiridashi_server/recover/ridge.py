@@ -56,10 +56,33 @@ def fit_ridge_head(
     Raises:
         InputError: fewer than two samples, or a strength that is not above 0.
     """
+    _check(features, ridge)
+    weight, x_mean, y_mean, left_out = _fit(features, labels, classes, ridge)
+    scale = _calibrate(left_out, labels)
+    bias = y_mean - weight @ x_mean
+    return RidgeHead((scale * weight).astype(np.float32), (scale * bias).astype(np.float32))
+
+
+def left_out_accuracy(
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int, ridge: float = DEFAULT_RIDGE
+) -> float:
+    """Accuracy of :func:`fit_ridge_head`'s head, each sample judged by a fit without it. Raises the same errors."""
+    _check(features, ridge)
+    *_, left_out = _fit(features, labels, classes, ridge)
+    return float((left_out.argmax(axis=1) == labels).mean())
+
+
+def _check(features: npt.NDArray[np.float32], ridge: float) -> None:
     if len(features) < 2 or ridge <= 0:
         raise InputError(
             "a head needs at least two samples and a ridge above 0", why=f"got {len(features)} samples, ridge {ridge}"
         )
+
+
+def _fit(
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: int, ridge: float
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Weights [C, D], means of features [D] and one-hot labels [C], and outputs [N, C] for each sample left out."""
     X = features.astype(np.float64)
     Y = np.eye(classes)[labels]
     x_mean, y_mean = X.mean(axis=0), Y.mean(axis=0)
@@ -69,9 +92,7 @@ def fit_ridge_head(
     residual = Yc - Xc @ weight.T
     freedom = np.maximum(1 - leverage - 1 / len(X), _LEAST_FREEDOM)
     left_out = Y - residual / freedom[:, None]
-    scale = _calibrate(left_out, labels)
-    bias = y_mean - weight @ x_mean
-    return RidgeHead((scale * weight).astype(np.float32), (scale * bias).astype(np.float32))
+    return weight, x_mean, y_mean, left_out
 
 
 def _solve(Xc: FloatArray, Yc: FloatArray, strength: float) -> tuple[FloatArray, FloatArray]:

@@ -12,7 +12,7 @@ from kiridashi.errors import InputError
 
 from kiridashi_server.bank.record import Record
 from kiridashi_server.similarity.descriptor import Descriptor
-from kiridashi_server.similarity.measure import Measure
+from kiridashi_server.similarity.measure import Measure, what_is_missing
 
 VerdictName: TypeAlias = Literal["reuse", "blend", "fallback"]
 
@@ -62,6 +62,7 @@ class Evidence:
         measure: the similarity measure used.
         zero_point: similarity at which a record is no better than knowing nothing, if the measure has one.
         left_out: records that cannot be used, with the reason.
+        silent: records of this backbone that the measure cannot judge: id, task, and the reason.
     """
 
     items: tuple[EvidenceItem, ...]
@@ -70,6 +71,7 @@ class Evidence:
     measure: str
     zero_point: float | None
     left_out: tuple[tuple[str, str], ...] = ()
+    silent: tuple[tuple[str, str, str], ...] = ()
 
 
 def weigh(
@@ -84,14 +86,18 @@ def weigh(
     """Compare every record with the target.
 
     Args:
-        records: of any backbone; those of another one are left out and named.
-        target: the new task's samples on the dense backbone.
+        records: of any backbone; those of another one are left out and named. Those that lack what the measure needs
+            are silent: they have no similarity, and vote as average records in a composition.
+        target: the new task's samples.
         measure: similarity measure.
         fingerprint: the backbone in use.
         layout_digest: its layout.
         settings: weights and verdict.
     """
-    usable, left_out = _usable(records, fingerprint, layout_digest)
+    usable, left_out = usable_records(records, fingerprint, layout_digest)
+    lacking = {record.id: why for record in usable if (why := what_is_missing(measure, record, target))}
+    silent = tuple((record.id, record.task, lacking[record.id]) for record in usable if record.id in lacking)
+    usable = [record for record in usable if record.id not in lacking]
     zero = measure.zero_point(target)
     similarities = np.array([measure.similarity(record, target) for record in usable])
     weights = tilted_weights(similarities, settings.tilt, settings.influence_limit)
@@ -107,7 +113,9 @@ def weigh(
         for i in order
     )
     verdict, reason = _verdict(items, zero, settings, len(left_out))
-    return Evidence(items, verdict, reason, measure.name, zero, left_out)
+    if silent and not items:
+        verdict, reason = "blend", f"{measure.name} can judge none of the bank's {len(silent)} records of this backbone"
+    return Evidence(items, verdict, reason, measure.name, zero, left_out, silent)
 
 
 def tilted_weights(similarities: npt.NDArray[np.float64], tilt: float, limit: float) -> npt.NDArray[np.float64]:
@@ -134,9 +142,10 @@ def tilted_weights(similarities: npt.NDArray[np.float64], tilt: float, limit: fl
     return weights
 
 
-def _usable(
+def usable_records(
     records: Sequence[Record], fingerprint: str, layout_digest: str
 ) -> tuple[list[Record], tuple[tuple[str, str], ...]]:
+    """Records of this backbone and layout, and the others by task with the reason."""
     usable: list[Record] = []
     left_out: list[tuple[str, str]] = []
     for record in records:
@@ -152,6 +161,8 @@ def _usable(
 def _reason(similarity: float, zero: float | None, measure: str) -> str:
     if zero is None:
         return f"{measure} {similarity:.3f}"
+    if measure != "loo-leep":
+        return f"{measure} {similarity:.3f}; {zero:.3f} is knowing nothing"
     gain = similarity - zero
     if gain > 0:
         return f"its classes foretell the new ones {gain:.2f} nats better than knowing nothing"
@@ -162,7 +173,11 @@ def _verdict(
     items: Sequence[EvidenceItem], zero: float | None, settings: EvidenceSettings, left_out: int
 ) -> tuple[VerdictName, str]:
     if not items:
-        reason = f"none of its {left_out} records is of this backbone and layout" if left_out else "it is empty"
+        reason = (
+            f"none of its {left_out} records is of this backbone and layout"
+            if left_out
+            else "it has no record of this backbone"
+        )
         return "fallback", f"the bank cannot help: {reason}"
     count = f"{len(items)} record" + ("s" if len(items) > 1 else "")
     if len(items) < settings.reuse_from:

@@ -8,22 +8,30 @@ variance, so that it has no unit, and negated, so that larger means more similar
 from __future__ import annotations
 
 import numpy as np
+from kiridashi.errors import InputError
 
 from kiridashi_server.bank.record import Record
-from kiridashi_server.similarity.descriptor import Descriptor
+from kiridashi_server.similarity.descriptor import Descriptor, Need
 
 
 class Frechet:
     """The measure; needs the record's stored feature moments and no labels."""
 
     name = "frechet"
+    needs: tuple[Need, ...] = ("moments",)
 
     def similarity(self, record: Record, target: Descriptor) -> float:
-        """Minus the relative squared distance; at most 0."""
+        """Minus the relative squared distance; at most 0.
+
+        Raises:
+            InputError: the record has no feature moments.
+        """
+        if record.feature_mean is None or record.feature_variance is None:
+            raise InputError(f"the record of '{record.task}' has no feature moments")
         features = target.features.astype(np.float64)
         mean_gap = features.mean(axis=0) - record.feature_mean
         spread_gap = features.std(axis=0) - np.sqrt(record.feature_variance)
-        total = float(record.feature_variance.sum(dtype=np.float64)) + np.finfo(np.float64).tiny
+        total = float(record.feature_variance.sum(dtype=np.float64)) + float(np.finfo(np.float64).tiny)
         return -float((mean_gap**2 + spread_gap**2).sum()) / total
 
     def zero_point(self, target: Descriptor) -> float | None:

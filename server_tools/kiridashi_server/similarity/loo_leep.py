@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from kiridashi.errors import InputError
 
 from kiridashi_server.bank.record import Record
-from kiridashi_server.similarity.descriptor import Descriptor
+from kiridashi_server.similarity.descriptor import Descriptor, Need
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -50,9 +51,16 @@ class LooLeep:
     """The measure; needs the record's head, which reads the dense backbone's features."""
 
     name = "loo-leep"
+    needs: tuple[Need, ...] = ("head",)
 
     def similarity(self, record: Record, target: Descriptor) -> float:
-        """LOO-LEEP of the record's head on the target's samples, in nats."""
+        """LOO-LEEP of the record's head on the target's samples, in nats.
+
+        Raises:
+            InputError: the record has no head.
+        """
+        if record.head_weight is None or record.head_bias is None:
+            raise InputError(f"the record of '{record.task}' has no head")
         logits = target.features.astype(np.float64) @ record.head_weight.T.astype(np.float64) + record.head_bias
         logits -= logits.max(axis=1, keepdims=True)
         source = np.exp(logits)

@@ -9,10 +9,14 @@ from typing import Protocol
 
 from kiridashi.errors import InputError
 
-from kiridashi_server.bank.record import Record
-from kiridashi_server.similarity.descriptor import Descriptor
+from kiridashi_server.bank.record import HEAD, MOMENTS, Record
+from kiridashi_server.similarity.descriptor import Descriptor, Need
 from kiridashi_server.similarity.frechet import Frechet
+from kiridashi_server.similarity.kernel_distance import KernelDistance
+from kiridashi_server.similarity.log_evidence import LogMe
 from kiridashi_server.similarity.loo_leep import LooLeep
+from kiridashi_server.similarity.neighbours import Neighbours
+from kiridashi_server.similarity.score_ranks import ScoreRanks
 from kiridashi_server.similarity.uniform import Uniform
 
 
@@ -28,6 +32,11 @@ class Measure(Protocol):
         """What the measure is called on the command line and in evidence."""
         ...
 
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What a record and a target must have; a record that lacks it has no similarity (:func:`what_is_missing`)."""
+        ...
+
     def similarity(self, record: Record, target: Descriptor) -> float:
         """How much the record has to say about the target."""
         ...
@@ -38,7 +47,24 @@ class Measure(Protocol):
 
 
 DEFAULT_MEASURE = "loo-leep"
-MEASURES: dict[str, Measure] = {measure.name: measure for measure in (LooLeep(), Uniform(), Frechet())}
+_ALL: tuple[Measure, ...] = (
+    Uniform(),
+    Frechet(),
+    KernelDistance(),
+    LooLeep(),
+    ScoreRanks(),
+    Neighbours(),
+    LogMe(),
+)
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
+"""From what costs nothing beyond one dense forward to what needs a forward for every record."""
+
+_MISSING: dict[Need, str] = {
+    "head": "it has no head",
+    "moments": "it has no feature moments",
+    "taylor": "it has no first-order scores to compare",
+    "masked": "the samples were not run under its mask",
+}
 
 
 def find_measure(name: str) -> Measure:
@@ -52,3 +78,14 @@ def find_measure(name: str) -> Measure:
             f"there is no similarity measure '{name}'", next_step=f"use one of: {', '.join(sorted(MEASURES))}"
         )
     return MEASURES[name]
+
+
+def what_is_missing(measure: Measure, record: Record, target: Descriptor) -> str | None:
+    """Why the measure cannot compare this record with this target, in words; None if it can."""
+    has: dict[Need, bool] = {
+        "head": not record.lacks(HEAD),
+        "moments": not record.lacks(MOMENTS),
+        "taylor": bool(record.taylor and target.taylor),
+        "masked": record.id in target.masked,
+    }
+    return next((_MISSING[need] for need in measure.needs if not has[need]), None)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from kiridashi_server.bank.record import Record
-from kiridashi_server.similarity.descriptor import Descriptor
+from kiridashi_server.similarity.descriptor import Descriptor, Need
 
 
 class Uniform:
     """Gives every record similarity 0."""
 
     name = "uniform"
+    needs: tuple[Need, ...] = ()
 
     def similarity(self, record: Record, target: Descriptor) -> float:
         """0, whatever the record and the target are."""

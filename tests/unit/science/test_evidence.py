@@ -64,7 +64,7 @@ def test_fallback_names_why_records_cannot_be_used(target):
     assert evidence.verdict == "fallback"
     assert "none of its 2 records" in evidence.reason
     assert dict(evidence.left_out).keys() == {"elsewhere", "older"}
-    assert _weigh([], target).reason == "the bank cannot help: it is empty"
+    assert _weigh([], target).reason == "the bank cannot help: it has no record of this backbone"
 
 
 def test_a_measure_without_zero_point_cannot_refuse_reuse(target):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from kiridashi.errors import InputError
-from kiridashi_server.bank.record import decode_arrays, encode_arrays
+from kiridashi_server.bank.record import decode_descriptor, decode_scores, encode_arrays
 from tiny_science import make_record
 
 
@@ -29,18 +29,18 @@ def test_the_id_depends_on_what_was_learnt(change):
 
 def test_arrays_survive_encoding_and_their_order_does_not_matter():
     record = make_record()
-    decoded = decode_arrays(encode_arrays(record))
-    assert {name: values.tolist() for name, values in decoded["scores"].items()} == {
+    blobs = encode_arrays(record)
+    assert {name: values.tolist() for name, values in decode_scores(blobs["scores"]).items()} == {
         name: values.tolist() for name, values in record.scores.items()
     }
-    assert decoded["head_weight"].tolist() == record.head_weight.tolist()
+    assert decode_descriptor(blobs["descriptor"])["head_weight"].tolist() == record.head_weight.tolist()
     reordered = dataclasses.replace(record, scores=dict(reversed(record.scores.items())))
     assert encode_arrays(reordered) == encode_arrays(record)
 
 
 def test_arrays_that_are_none_are_refused():
     with pytest.raises(ValueError, match="SafetensorError"):
-        decode_arrays({**encode_arrays(make_record()), "scores": b"nonsense"})
+        decode_scores(b"nonsense")
 
 
 def test_contradictory_shapes_are_refused():
