@@ -32,6 +32,8 @@ from kiridashi_server.recover.repair import DEFAULT_STRENGTH, repair
 from kiridashi_server.recover.ridge import DEFAULT_RIDGE, fit_ridge_head
 from kiridashi_server.tasks.task import Samples
 
+_HIGHEST_RATE, _RATE_AN_ITERATION = 1e-3, 5e-4 / 20
+
 
 @dataclass(frozen=True)
 class RecoverSettings:
@@ -39,7 +41,8 @@ class RecoverSettings:
 
     Attributes:
         iterations: optimiser steps (Adam) on all weights after the closed-form part; 0 is allowed.
-        learning_rate: of Adam, falling to zero along a cosine.
+        learning_rate: of Adam, falling to zero along a cosine; ``None``: 5e-4 for 20 iterations, in proportion for other
+            numbers, at most 1e-3. A long run stands, and needs, a higher rate than a short one.
         batch_size: images a step.
         ridge: relative strength of the head's ridge regression.
         repair: whether consumers are re-fitted in closed form after the cut; decides the treatment of statistics.
@@ -48,7 +51,7 @@ class RecoverSettings:
     """
 
     iterations: int = 20
-    learning_rate: float = 5e-4
+    learning_rate: float | None = None
     batch_size: int = 32
     ridge: float = DEFAULT_RIDGE
     repair: bool = True
@@ -56,11 +59,19 @@ class RecoverSettings:
     repair_images: int = 144
 
     def __post_init__(self) -> None:
-        if self.iterations < 0 or self.batch_size < 2 or min(self.learning_rate, self.ridge, self.repair_strength) <= 0:
+        rates = (self.rate, self.ridge, self.repair_strength) if self.iterations else (self.ridge, self.repair_strength)
+        if self.iterations < 0 or self.batch_size < 2 or min(rates) <= 0:
             raise InputError(
                 f"recovery settings are out of range: {self}",
                 why="iterations are at least 0, the batch size at least 2, the rates and strengths above 0",
             )
+
+    @property
+    def rate(self) -> float:
+        """The learning rate in force."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return min(_HIGHEST_RATE, _RATE_AN_ITERATION * self.iterations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +200,7 @@ def _iterate(
         images, wanted = next(batches)
         return functional.cross_entropy(model(images), wanted)
 
-    losses = descend(model.parameters(), loss, Schedule(settings.iterations, settings.learning_rate), progress)
+    losses = descend(model.parameters(), loss, Schedule(settings.iterations, settings.rate), progress)
     set_batch_norm_training(model.features, on=False)
     model.requires_grad_(False)
     return losses

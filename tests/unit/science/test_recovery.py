@@ -127,3 +127,12 @@ def test_iterative_pruning_reaches_the_size_and_counts_what_it_took(backbone):
     assert features == costs.parameters(plan.counts)
     with pytest.raises(InputError, match="at least one round"):
         iterative(backbone, Target(FEW, CLASSES, 0.5, 0), RecoverSettings(), rounds=0)
+
+
+def test_the_rate_grows_with_the_iterations_up_to_a_limit():
+    rates = [RecoverSettings(iterations=count).rate for count in (5, 20, 40, 100)]
+    assert rates == pytest.approx([1.25e-4, 5e-4, 1e-3, 1e-3])
+    assert RecoverSettings(iterations=5, learning_rate=0.01).rate == 0.01
+    assert RecoverSettings(iterations=0).iterations == 0
+    with pytest.raises(InputError):
+        RecoverSettings(iterations=5, learning_rate=0.0)
