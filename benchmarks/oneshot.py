@@ -41,7 +41,7 @@ CODE = (
 PER_CLASS = 6
 MASKS = tuple(method for method in METHODS if method not in (*STOCKS, "task_specific"))
 WHOLE = tuple(method for method in METHODS if method not in ("product", "composed"))
-STOCK = StockSettings(iterations=200)
+STOCK = StockSettings(iterations=300)
 QUICK_STOCK = StockSettings(shares=(1.0, 0.35), iterations=30)
 
 
