@@ -142,7 +142,7 @@ def test_quantised_input_and_output_are_converted() -> None:
         def get_tensor(self, index: int) -> np.ndarray:
             return self.out
 
-    model = LitertModel(Interpreter(), "test")
+    model = LitertModel(Interpreter(), "test", "cpu")
     batch = np.zeros((2, 2, 2, 3), np.float32)
     batch[1] = 1.0
     assert model.run(batch).tolist() == [[4.0, 4.0], [8.0, 8.0]]
