@@ -98,7 +98,7 @@ def open_model(
     return model
 
 
-def open_file(path: Path, threads: int = 1) -> LoadedModel:
+def open_file(path: Path, threads: int = 1, providers: Sequence[Provider] = PREFERENCE) -> LoadedModel:
     """Open a model file that has no manifest; the runtime follows from ``.onnx`` or ``.tflite``.
 
     Raises:
@@ -109,14 +109,12 @@ def open_file(path: Path, threads: int = 1) -> LoadedModel:
         raise InputError(f"the model file {path} does not exist")
     for name, entry in RUNTIMES.items():
         if path.suffix == entry.suffix:
-            return _open(path, name, threads, "")
+            return _open(path, name, threads, "", providers)
     known = ", ".join(entry.suffix for entry in RUNTIMES.values())
     raise InputError(f"{path} is of an unknown kind", why=f"known are {known}")
 
 
-def _open(
-    path: Path, name: RuntimeName, threads: int, hint: str, providers: Sequence[Provider] = PREFERENCE
-) -> LoadedModel:
+def _open(path: Path, name: RuntimeName, threads: int, hint: str, providers: Sequence[Provider]) -> LoadedModel:
     entry = RUNTIMES[name]
     if _installed(entry) is None:
         libraries = " or ".join(distribution for _, distribution in entry.libraries)
