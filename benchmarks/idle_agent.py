@@ -24,7 +24,7 @@ _LIMIT_S = 240.0
 
 @dataclass(frozen=True)
 class Idle:
-    """``rss_bytes`` and ``cpu_share`` (of one core) over ``seconds`` at rest; ``rss_reported`` is the agent's own word."""
+    """``rss_bytes``, ``cpu_share`` of one core over ``seconds`` at rest, and ``rss_reported``, the agent's own word."""
 
     rss_bytes: int
     rss_reported: int
@@ -63,7 +63,8 @@ def idle_agent(bundle: Path, line: str, folder: Path, seconds: float) -> Idle:
 
 def call(program: str, *words: object) -> dict[str, Any]:
     """Run one command with ``--json``; raises RuntimeError if it fails."""
-    done = subprocess.run([*_command(program, *words), "--json"], capture_output=True, text=True, timeout=_LIMIT_S)
+    command = [*_command(program, *words), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S, check=False)
     if done.returncode:
         raise RuntimeError(f"{program} {' '.join(map(str, words))} failed: {done.stderr or done.stdout}")
     result: dict[str, Any] = json.loads(done.stdout)
