@@ -169,13 +169,15 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.connection.settimeout(self.server.limits.timeout_s)
+        self._unread = self._has_turn = False
 
     def do_GET(self) -> None:
-        self.close_connection |= "Content-Length" in self.headers  # a body that nobody reads
+        self._unread = "Content-Length" in self.headers
+        self.close_connection |= self._unread
         self._answer(lambda path: Body(msgspec.json.encode(self._look_up(path))))
 
     def do_POST(self) -> None:
-        self._has_turn = False
+        self._unread, self._has_turn = True, False
         try:
             self._answer(self._infer)
         finally:
@@ -262,12 +264,14 @@ class _Handler(BaseHTTPRequestHandler):
             if not piece or time.monotonic() > deadline:
                 raise _RefusedError(HTTPStatus.REQUEST_TIMEOUT, f"{len(data)} of {length} bytes came in time")
             data += piece
+        self._unread = False
         return bytes(data)
 
     def _refuse(self, status: HTTPStatus, text: str) -> None:
-        self.close_connection = True  # part of the body may still be on its way
+        self.close_connection |= self._unread
         self._send(status, Body(msgspec.json.encode({"error": text})))
-        self._linger()
+        if self._unread:
+            self._linger()
 
     def _linger(self) -> None:
         """Read on for a moment, or closing would reset the connection before the client has read the answer."""

@@ -136,9 +136,13 @@ def test_answers_are_what_the_model_says(client: Client, served: tuple[LineServe
 def test_wrong_requests_are_answered_with_an_error(
     client: Client, method: str, path: str, status: int, message: str
 ) -> None:
+    client.connection.connect()
+    kept = client.connection.sock
     seen, answer = client.call(method, path, b"{}" if method == "POST" else None)
     assert (seen, list(answer)) == (status, ["error"])
     assert message in answer["error"]
+    whole = status == 400 or method == "GET"  # nothing of the request is left to read
+    assert (client.connection.sock is kept) == whole
     assert client.call("GET", "/v2/health/live")[0] == 200
 
 
@@ -263,6 +267,15 @@ def test_only_loopback_unless_allowed(device: Device) -> None:
             LineServer({}, port=open_to_all.server_address[1])
     finally:
         open_to_all.server_close()
+
+
+def test_the_example_of_the_guide(served: tuple[LineServer, LineModel], capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "how-to" / "line-application.md").read_text()
+    (example,) = [block for block in guide.split("```python\n") if block.startswith("import http.client")]
+    code = example.partition("```")[0].replace("8090", str(served[0].server_address[1]))
+    exec(compile(code, "line-application.md", "exec"), {})
+    black = np.zeros((480, 640, 3), np.uint8)
+    assert capsys.readouterr().out == f"{served[1].predict(black).label}\n"
 
 
 def test_the_command_serves_and_stops_on_request(device: Device) -> None:
