@@ -25,9 +25,13 @@ _TOLERANCE = 2e-4
 
 @dataclass
 class Load:
-    """What came of a load: frames asked for, those that were lost, waiting times and the versions that answered."""
+    """What came of a load: frames asked for, those that were lost, waiting times and the versions that answered.
+
+    ``seconds`` is the time from the first frame to the last answer.
+    """
 
     asked: int = 0
+    seconds: float = 0.0
     refused: int = 0
     failed: int = 0
     wrong: int = 0
@@ -122,6 +126,7 @@ def _ask(model: LineModel, frames: npt.NDArray[np.uint8], expected: list[Any], r
         future.add_done_callback(lambda done, due=due, right=right: _note(done, due, right, load, lock))
         futures.append(future)
     unanswered = wait(futures, _LAST_ANSWER_S).not_done
+    load.seconds = time.monotonic() - start
     with lock:
         load.failed += len(unanswered)
     return load

@@ -85,6 +85,7 @@ def _swaps(report: Report, slots: LineSlots, manifests: tuple[Manifest, Manifest
     report.figures["swap.lost"] = Figure(load.lost, "frames")
     report.figures["swap.frames"] = Figure(load.asked, "frames")
     report.figures["swap.changes"] = Figure(changes, "changes")
+    report.figures["swap.answered_hz"] = Figure(_load_row(load)["answered_hz"], "1/s")
     for name, one in (("steady", calm), ("swap", load)):
         report.figures[f"{name}.p99_ms"] = Figure(float(np.percentile(one.latencies_ms, 99)), "ms")
 
@@ -93,6 +94,7 @@ def _load_row(load: Load) -> dict[str, Any]:
     p50, p99, most = np.percentile(load.latencies_ms, (50, 99, 100))
     return {
         "asked": load.asked,
+        "answered_hz": (load.asked - load.refused - load.failed) / load.seconds,
         "refused": load.refused,
         "failed": load.failed,
         "wrong": load.wrong,

@@ -205,15 +205,25 @@ class LineModel:
                 next_step="wait for earlier predictions, or drop this frame",
             )
         try:
-            kept = frames.copy() if isinstance(frames, np.ndarray) else [np.array(frame) for frame in frames]
-            future = self._workers.submit(self.predict, kept)
+            future = self._workers.submit(self._work, _copied(frames))
         except BaseException as error:
             self._free.release()
-            if isinstance(error, RuntimeError):
+            if self._closed and isinstance(error, RuntimeError):
                 raise self._was_closed() from error
             raise
-        future.add_done_callback(lambda _: self._free.release())
+        future.add_done_callback(self._give_back_if_cancelled)
         return future
+
+    def _work(self, frames: Frames) -> Prediction:
+        try:
+            return self.predict(frames)
+        finally:
+            # Before the result is set, or whoever waited for it could find its own place still taken.
+            self._free.release()
+
+    def _give_back_if_cancelled(self, future: Future[Prediction]) -> None:
+        if future.cancelled():
+            self._free.release()
 
     def refresh(self) -> bool:
         """Change over to the active model now, and return whether there was another one.
@@ -275,3 +285,12 @@ class LineModel:
             if not self._closed and str(error) != str(self.swap_error):
                 _log.error("line %s keeps its model: the new one cannot be used: %s", self._slots.line, error)
             self.swap_error = error
+
+
+def _copied(frames: Frames) -> Frames:
+    """The frames in memory of their own; what is no frame stays as it is, and is refused when its turn comes."""
+    if isinstance(frames, np.ndarray):
+        return frames.copy()
+    if isinstance(frames, list | tuple):
+        return [frame.copy() if isinstance(frame, np.ndarray) else frame for frame in frames]
+    return frames

@@ -142,7 +142,11 @@ class LineServer(ThreadingHTTPServer):
             _log.warning("refused a connection: %d are open", self.limits.connections)
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread to be had
+            self._connections.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one connection to its end."""

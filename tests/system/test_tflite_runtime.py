@@ -83,3 +83,7 @@ def test_a_line_on_tflite_runtime(tmp_path: Path) -> None:
     assert (runtime, provider) == ("tflite-runtime 2.14.0", "xnnpack")
     np.testing.assert_allclose(values, expected, atol=1e-5)
     assert "quantised dynamically" in refused
+    told = run(
+        [python.with_name("kiridashi-line"), "info", "--line", "press-3", "--state", tmp_path / "state"], 60, tmp_path
+    )
+    assert "tflite-runtime 2.14.0" in told

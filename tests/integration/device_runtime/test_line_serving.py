@@ -127,8 +127,9 @@ def test_asynchronous_predictions_are_the_same_and_in_order(device: Device) -> N
             np.testing.assert_allclose(future.result(10).values, row, atol=1e-6)
         wait_for(lambda: len(order) == len(IMAGES))
         assert order == sorted(order)
-        with pytest.raises(InputError):
-            model.predict_async(IMAGES[0, 0]).result(10)
+        for wrong in (IMAGES[0, 0], None, ["frame"]):
+            with pytest.raises(InputError):
+                model.predict_async(wrong).result(10)  # type: ignore[arg-type]
 
 
 def test_asynchronous_predictions_in_asyncio(device: Device) -> None:
@@ -148,9 +149,24 @@ def test_too_many_waiting_predictions_are_refused_and_then_taken_again(device: D
         model.predict_async(IMAGES[2])
     slow.go.set()
     assert [future.result(10).index for future in waiting] == TRUTH[:2].tolist()
-    wait_for(lambda: model._free.acquire(blocking=False))
-    model._free.release()
     assert model.predict_async(IMAGES[2]).result(10).index == TRUTH[2]
+    model.close()
+
+
+def test_a_place_is_free_as_soon_as_its_result_is_there_or_it_was_cancelled(device: Device) -> None:
+    with LineModel.open("press-3", device.state_dir, pending_limit=1) as model:
+        for _ in range(300):
+            model.predict_async(IMAGES[0]).result(10)
+    model = LineModel.open("press-3", device.state_dir, pending_limit=2)
+    slow = SlowModel(model)
+    first, second = model.predict_async(IMAGES[0]), model.predict_async(IMAGES[1])
+    slow.entered.acquire()
+    assert second.cancel()
+    third = model.predict_async(IMAGES[2])
+    with pytest.raises(BusyError):
+        model.predict_async(IMAGES[2])
+    slow.go.set()
+    assert [future.result(10).index for future in (first, third)] == TRUTH[[0, 2]].tolist()
     model.close()
 
 
