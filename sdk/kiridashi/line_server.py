@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -27,6 +26,7 @@ import kiridashi
 from kiridashi.errors import InputError, KiridashiError, StateError
 from kiridashi.inference_protocol import Body, decode_request, encode_answer, model_metadata
 from kiridashi.line import LineModel
+from kiridashi.line_routes import Place, RefusedError, number, place_of, split_url, status_of
 
 DEFAULT_PORT = 8090
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
@@ -54,30 +54,6 @@ class ServerLimits:
     wait_s: float = 2.0
     connections: int = 32
     timeout_s: float = 30.0
-
-
-class _RefusedError(Exception):
-    """A request that is answered with ``status`` and an error text."""
-
-    def __init__(self, status: HTTPStatus, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-
-
-@dataclass(frozen=True)
-class _Place:
-    """What a path under ``/v2/models`` names: a line, perhaps its version, and what is asked of it."""
-
-    line: str
-    version: str | None
-    action: str
-
-    def check(self, serving: int) -> None:
-        """Refuse if another version than the one that was asked for is serving."""
-        if self.version not in (None, str(serving)):
-            raise _RefusedError(
-                HTTPStatus.NOT_FOUND, f"line '{self.line}' serves version {serving}, not {self.version}"
-            )
 
 
 class LineServer(ThreadingHTTPServer):
@@ -198,11 +174,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, work: Callable[[list[str]], Body]) -> None:
         try:
-            self._send(HTTPStatus.OK, work(_split(self.path)))
-        except _RefusedError as error:
+            self._send(HTTPStatus.OK, work(split_url(self.path)))
+        except RefusedError as error:
             self._refuse(error.status, str(error))
         except KiridashiError as error:
-            self._refuse(_status(error), f"{error} ({error.next_step})" if error.next_step else str(error))
+            self._refuse(status_of(error), f"{error} ({error.next_step})" if error.next_step else str(error))
 
     def _look_up(self, path: list[str]) -> dict[str, Any]:
         match path:
@@ -215,30 +191,30 @@ class _Handler(BaseHTTPRequestHandler):
                 for model in self.server.models.values():
                     model.info()  # raises if the model was closed
                 return {"ready": True}
-        place = _place(path)
+        place = place_of(path)
         if place is None or place.action not in ("", "ready"):
-            raise _RefusedError(HTTPStatus.NOT_FOUND, f"there is nothing at {self.path}")
+            raise RefusedError(HTTPStatus.NOT_FOUND, f"there is nothing at {self.path}")
         model = self._model(place)
         ready = {"name": place.line, "ready": True}
         return ready if place.action else model_metadata(model.info(), model.labels)
 
-    def _model(self, place: _Place) -> LineModel:
+    def _model(self, place: Place) -> LineModel:
         model = self.server.models.get(place.line)
         if model is None:
-            raise _RefusedError(HTTPStatus.NOT_FOUND, f"no line '{place.line}' is served here")
+            raise RefusedError(HTTPStatus.NOT_FOUND, f"no line '{place.line}' is served here")
         place.check(model.info().version)
         return model
 
     def _infer(self, path: list[str]) -> Body:
-        place = _place(path)
+        place = place_of(path)
         if place is None or place.action != "infer":
-            raise _RefusedError(HTTPStatus.NOT_FOUND, f"nothing can be posted to {self.path}")
+            raise RefusedError(HTTPStatus.NOT_FOUND, f"nothing can be posted to {self.path}")
         model, length = self._model(place), self._length()
         self._has_turn = self.server.turns.acquire(timeout=self.server.limits.wait_s)
         if not self._has_turn:
-            raise _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests at once; try again")
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests at once; try again")
         json_bytes = self.headers.get(JSON_LENGTH_HEADER)
-        body = Body(self._read(length), None if json_bytes is None else _number(json_bytes, JSON_LENGTH_HEADER))
+        body = Body(self._read(length), None if json_bytes is None else number(json_bytes, JSON_LENGTH_HEADER))
         request = decode_request(body, self.server.limits.frames)
         prediction = model.predict(request.frames)
         place.check(prediction.version)  # the model may have changed over since it was looked at
@@ -247,13 +223,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _length(self) -> int:
         """The announced length of the body, checked before anything of it is read."""
         if self.headers.get("Content-Encoding", "identity") != "identity":
-            raise _RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "compressed bodies are not read")
+            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "compressed bodies are not read")
         announced = self.headers.get("Content-Length")
         if announced is None or "Transfer-Encoding" in self.headers:
-            raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "a Content-Length is needed; chunked bodies are not read")
-        length, most = _number(announced, "Content-Length"), self.server.limits.body_bytes
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "a Content-Length is needed; chunked bodies are not read")
+        length, most = number(announced, "Content-Length"), self.server.limits.body_bytes
         if length > most:
-            raise _RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{length} bytes; at most {most} are read")
+            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{length} bytes; at most {most} are read")
         return length
 
     def _read(self, length: int) -> bytes:
@@ -266,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
             except TimeoutError:
                 piece = b""
             if not piece or time.monotonic() > deadline:
-                raise _RefusedError(HTTPStatus.REQUEST_TIMEOUT, f"{len(data)} of {length} bytes came in time")
+                raise RefusedError(HTTPStatus.REQUEST_TIMEOUT, f"{len(data)} of {length} bytes came in time")
             data += piece
         self._unread = False
         return bytes(data)
@@ -310,34 +286,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _split(url: str) -> list[str]:
-    try:
-        return [unquote(part) for part in urlsplit(url).path.strip("/").split("/")]
-    except ValueError as error:
-        raise _RefusedError(HTTPStatus.BAD_REQUEST, f"the address cannot be read: {error}") from error
-
-
-def _place(path: list[str]) -> _Place | None:
-    """What ``path`` names, ``None`` if it is not one of a model."""
-    match path:
-        case ["v2", "models", line, "versions", version, *rest] if len(rest) < 2:
-            return _Place(line, version, "".join(rest))
-        case ["v2", "models", line, *rest] if len(rest) < 2:
-            return _Place(line, None, "".join(rest))
-    return None
-
-
-def _number(text: str, header: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise _RefusedError(HTTPStatus.BAD_REQUEST, f"{header} is not a number")
-    return int(text)
-
-
-def _status(error: KiridashiError) -> HTTPStatus:
-    if isinstance(error, InputError):
-        return HTTPStatus.BAD_REQUEST
-    if isinstance(error, StateError):
-        return HTTPStatus.SERVICE_UNAVAILABLE
-    return HTTPStatus.INTERNAL_SERVER_ERROR
