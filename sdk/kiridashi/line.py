@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -20,8 +21,8 @@ import numpy as np
 
 from kiridashi.errors import BusyError, InputError, KiridashiError, StateError
 from kiridashi.prediction import Prediction
-from kiridashi.runtime.protocol import PREFERENCE, Layout, Provider
-from kiridashi.serving import Frames, Serving, load_active, stamp
+from kiridashi.runtime.protocol import PREFERENCE, Provider
+from kiridashi.serving import Frames, LineInfo, Serving, load_active, stamp
 from kiridashi.slots import Active, LineSlots, default_state_dir
 
 __all__ = ["LineInfo", "LineModel", "Prediction"]
@@ -29,39 +30,8 @@ __all__ = ["LineInfo", "LineModel", "Prediction"]
 LOOK_INTERVAL_S = 0.2
 RETRY_INTERVAL_S = 30.0
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LineInfo:
-    """What a line's open model is and what computes it.
-
-    Attributes:
-        line, version, task: of the bundle.
-        model_digest: as predictions have it.
-        tuned: whether these are the weights that the device tuned.
-        artifact, kind: the file and its kind, such as ``"onnx-fp32"``.
-        runtime: name and version of the library.
-        provider: what computes the model: "tensorrt", "cuda", "xnnpack" or "cpu".
-        threads: inside one prediction.
-        layout: the order of axes of the model's input.
-        height, width: of the model's input, pixels.
-        swap_error: why a newer model is not used; empty if there is none.
-    """
-
-    line: str
-    version: int
-    task: str
-    model_digest: str
-    tuned: bool
-    artifact: str
-    kind: str
-    runtime: str
-    provider: Provider
-    threads: int
-    layout: Layout
-    height: int
-    width: int
-    swap_error: str
+_open_models: weakref.WeakSet[LineModel] = weakref.WeakSet()
+_left_to_the_parent: list[Serving] = []
 
 
 class LineModel:
@@ -72,7 +42,8 @@ class LineModel:
     predictions under way finish on the model that they began with. If the new one cannot be loaded, the old one
     stays, the error is logged and kept in ``swap_error``, and another try is made after 30 s.
 
-    For that time both models are in memory. Every process opens a ``LineModel`` of its own, after it was forked.
+    For that time both models are in memory. Every process opens a ``LineModel`` of its own: one that was opened before
+    a fork cannot be used in the child, where the runtime's threads are missing, and says so.
     """
 
     def __init__(
@@ -103,6 +74,8 @@ class LineModel:
         self._seen = stamp(slots.pointer_path)
         self._serving: Serving | None = load_active(slots, threads, self._providers)
         self._next_look = time.monotonic() + look_interval_s
+        self._forked = False
+        _open_models.add(self)
 
     @classmethod
     def open(
@@ -154,24 +127,7 @@ class LineModel:
 
     def info(self) -> LineInfo:
         """What is serving and what computes it. Raises StateError after :meth:`close`."""
-        serving = self._current()
-        manifest, error = serving.manifest, self.swap_error
-        return LineInfo(
-            line=self._slots.line,
-            version=manifest.version,
-            task=manifest.task,
-            model_digest=serving.active.model_digest,
-            tuned=serving.active.tuned,
-            artifact=serving.artifact.name,
-            kind=serving.artifact.kind,
-            runtime=serving.model.runtime,
-            provider=serving.model.provider,
-            threads=self._threads,
-            layout=serving.model.layout,
-            height=manifest.preprocessing.height,
-            width=manifest.preprocessing.width,
-            swap_error="" if error is None else str(error),
-        )
+        return self._current().info(self._slots.line, self._threads, self.swap_error)
 
     def predict(self, frames: Frames) -> Prediction:
         """Predict one frame, uint8 RGB [H, W, 3], a batch [N, H, W, 3], or a list of frames; resized where needed.
@@ -259,7 +215,18 @@ class LineModel:
         return serving
 
     def _was_closed(self) -> StateError:
+        if self._forked:
+            what = f"the model of line '{self._slots.line}' was opened before this process was forked"
+            return StateError(what, next_step="open it in the new process")
         return StateError(f"the model of line '{self._slots.line}' was closed", next_step="open it again")
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: refuse to predict. Freeing the model would wait for threads that only the parent has."""
+        if self._serving is not None:
+            _left_to_the_parent.append(self._serving)
+        self._serving, self._swapper, self._swap_lock = None, None, threading.Lock()
+        self._closed = self._forked = True
+        self._workers = ThreadPoolExecutor(1)
 
     def _look(self) -> None:
         """Start a change-over if the pointer has been replaced; costs a stat. One thread looks, the others go on."""
@@ -294,3 +261,11 @@ def _copied(frames: Frames) -> Frames:
     if isinstance(frames, list | tuple):
         return [frame.copy() if isinstance(frame, np.ndarray) else frame for frame in frames]
     return frames
+
+
+def _after_fork() -> None:
+    for model in list(_open_models):
+        model._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork)

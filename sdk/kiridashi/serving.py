@@ -16,7 +16,7 @@ from kiridashi.manifest import Artifact, Manifest, decode_manifest
 from kiridashi.prediction import Prediction
 from kiridashi.preprocess import model_input, softmax
 from kiridashi.runtime import open_model
-from kiridashi.runtime.protocol import LoadedModel, Provider
+from kiridashi.runtime.protocol import Layout, LoadedModel, Provider
 from kiridashi.slots import TUNED_NAME, Active, LineSlots
 from kiridashi.trust import check_tuned, load_public_key
 
@@ -25,6 +25,39 @@ Stamp: TypeAlias = tuple[int, int, int]
 WARM_UP_RUNS = 3
 _LOAD_ATTEMPTS = 3
 _GREY = 128
+
+
+@dataclass(frozen=True)
+class LineInfo:
+    """What a line's open model is and what computes it.
+
+    Attributes:
+        line, version, task: of the bundle.
+        model_digest: as predictions have it.
+        tuned: whether these are the weights that the device tuned.
+        artifact, kind: the file and its kind, such as ``"onnx-fp32"``.
+        runtime: name and version of the library.
+        provider: what computes the model: "tensorrt", "cuda", "xnnpack" or "cpu".
+        threads: inside one prediction.
+        layout: the order of axes of the model's input.
+        height, width: of the model's input, pixels.
+        swap_error: why a newer model is not used; empty if there is none.
+    """
+
+    line: str
+    version: int
+    task: str
+    model_digest: str
+    tuned: bool
+    artifact: str
+    kind: str
+    runtime: str
+    provider: Provider
+    threads: int
+    layout: Layout
+    height: int
+    width: int
+    swap_error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +81,26 @@ class Serving:
         one = isinstance(frames, np.ndarray) and frames.ndim == 3
         return Prediction(
             values[0] if one else values, manifest.labels, self.active.model_digest, self.manifest.version
+        )
+
+    def info(self, line: str, threads: int, swap_error: KiridashiError | None) -> LineInfo:
+        """This model as :class:`LineInfo` has it."""
+        size = self.manifest.preprocessing
+        return LineInfo(
+            line=line,
+            version=self.manifest.version,
+            task=self.manifest.task,
+            model_digest=self.active.model_digest,
+            tuned=self.active.tuned,
+            artifact=self.artifact.name,
+            kind=self.artifact.kind,
+            runtime=self.model.runtime,
+            provider=self.model.provider,
+            threads=threads,
+            layout=self.model.layout,
+            height=size.height,
+            width=size.width,
+            swap_error="" if swap_error is None else str(swap_error),
         )
 
     def warm_up(self) -> None:

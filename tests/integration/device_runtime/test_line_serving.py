@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import multiprocessing
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -292,3 +294,33 @@ def test_several_processes_change_over_and_go_on(device: Device, second: Manifes
             process.communicate()
     expected = [[device.manifest.digest, 1, TRUTH.tolist()], [second.digest, 2, TRUTH.tolist()]]
     assert answers == [expected, expected]
+
+
+def _in_child(model: LineModel, state: Path, answers: Any) -> None:
+    said = []
+    for call in (model.predict, model.predict_async):
+        try:
+            call(IMAGES[0])
+        except StateError as error:
+            said.append(error.what)
+    model.close()
+    with LineModel.open("press-3", state) as own:
+        answers.put((said, own.predict_async(IMAGES[0]).result(20).index))
+
+
+def test_a_model_from_before_a_fork_is_refused_and_a_new_one_works(device: Device) -> None:
+    context = multiprocessing.get_context("fork")
+    with LineModel.open("press-3", device.state_dir, threads=2) as model:
+        model.predict_async(IMAGES[0]).result(10)
+        answers = context.Queue()
+        child = context.Process(target=_in_child, args=(model, device.state_dir, answers))
+        child.start()
+        try:
+            said, index = answers.get(timeout=60)
+        finally:
+            child.join(10)
+            child.kill()
+        assert said == ["the model of line 'press-3' was opened before this process was forked"] * 2
+        assert index == TRUTH[0]
+        assert child.exitcode == 0
+        assert model.predict(IMAGES[0]).index == TRUTH[0]
