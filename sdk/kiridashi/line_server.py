@@ -7,7 +7,7 @@ once, bytes, frames and time. Errors are answered as ``{"error": "…"}``.
 
 from __future__ import annotations
 
-import ipaddress
+import contextlib
 import logging
 import socket
 import socketserver
@@ -26,7 +26,7 @@ import kiridashi
 from kiridashi.errors import InputError, KiridashiError, StateError
 from kiridashi.inference_protocol import Body, decode_request, encode_answer, model_metadata
 from kiridashi.line import LineModel
-from kiridashi.line_routes import Place, RefusedError, number, place_of, split_url, status_of
+from kiridashi.line_routes import Place, RefusedError, is_loopback, number, place_of, split_url, status_of
 
 DEFAULT_PORT = 8090
 JSON_LENGTH_HEADER = "Inference-Header-Content-Length"
@@ -86,6 +86,7 @@ class LineServer(ThreadingHTTPServer):
         self.limits = limits or ServerLimits()
         self.turns = threading.BoundedSemaphore(self.limits.requests)
         self._connections = threading.BoundedSemaphore(self.limits.connections)
+        self.waiting: dict[socket.socket, float] = {}
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), _Handler)
@@ -111,6 +112,13 @@ class LineServer(ThreadingHTTPServer):
         """Bind without the look-up of a host name that the base class makes."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def service_actions(self) -> None:
+        """Now and then: end connections whose next request, sent byte by byte, has not begun in time."""
+        for connection, deadline in list(self.waiting.items()):
+            if time.monotonic() > deadline:
+                with contextlib.suppress(OSError):  # it ended by itself
+                    connection.shutdown(socket.SHUT_RD)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give a connection its thread, or refuse it when there are too many."""
@@ -151,6 +159,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(self.server.limits.timeout_s)
         self._unread = self._has_turn = False
 
+    def handle_one_request(self) -> None:
+        """One request, whose first line and headers have to be there in time."""
+        self.server.waiting[self.connection] = time.monotonic() + self.server.limits.timeout_s
+        try:
+            super().handle_one_request()
+        finally:
+            self.server.waiting.pop(self.connection, None)
+
     def do_GET(self) -> None:
         self._unread = "Content-Length" in self.headers
         self.close_connection |= self._unread
@@ -173,6 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(code, Body(msgspec.json.encode({"error": message or HTTPStatus(code).phrase})))
 
     def _answer(self, work: Callable[[list[str]], Body]) -> None:
+        self.server.waiting.pop(self.connection, None)
         try:
             self._send(HTTPStatus.OK, work(split_url(self.path)))
         except RefusedError as error:
@@ -278,11 +295,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.data)
         self.wfile.flush()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine reach ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from kiridashi import LineModel
 from kiridashi.errors import InputError, StateError
-from kiridashi.line_server import LineServer, ServerLimits, is_loopback
+from kiridashi.line_routes import is_loopback
+from kiridashi.line_server import LineServer, ServerLimits
 from kiridashi.slots import Active
 
 from tests.assets.tiny_bundle import LABELS, SIDE, make_bundle, server_tiles
@@ -183,6 +184,28 @@ def test_limits_of_a_request(device: Device) -> None:
         status, answer = Client(server).infer(IMAGES[:3, :4, :4])
         assert (status, "at most 2" in answer["error"]) == (400, True)
         assert Client(server).infer(IMAGES[0])[0] == 200
+
+
+def ended(connection: socket.socket, deadline: float) -> bool:
+    """Send on, byte by byte; whether the other side ended the connection before ``deadline``."""
+    while time.monotonic() < deadline:
+        try:
+            connection.sendall(b"x")
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_headers_that_trickle_in_do_not_hold_a_connection(device: Device) -> None:
+    with serving(device, ServerLimits(timeout_s=0.3)) as (server, _):
+        with socket.create_connection(server.server_address[:2], timeout=20) as connection:
+            started = time.monotonic()
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nX: ")
+            assert ended(connection, started + 15)
+            assert time.monotonic() < started + 10
+        until(lambda: server.waiting == {})
+        assert Client(server).infer(IMAGES)[0] == 200
 
 
 def test_more_requests_than_may_run_at_once_are_told_to_come_back(device: Device) -> None:
