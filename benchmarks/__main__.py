@@ -20,6 +20,7 @@ SHARED = frozenset(
             "latency_plot",
             "latency_speed",
             "layer_sums",
+            "oneshot_tasks",
             "report",
             "torch_pruning",
             "zoo",

@@ -35,11 +35,17 @@ class Cells:
             code: folders, relative to the repository.
             settings: all else that the results depend on, as JSON values.
         """
-        digest = hashlib.sha256(json.dumps([machine(), settings], sort_keys=True).encode())
-        for path in sorted(path for folder in code for path in (_ROOT / folder).rglob("*.py")):
-            digest.update(f"\0{path.relative_to(_ROOT)}\0".encode() + path.read_bytes())
         folder = os.environ.get(VARIABLE)
-        return cls(Path(folder) if folder else None, digest.hexdigest())
+        return cls.of(Path(folder) if folder else None, code, **settings)
+
+    @classmethod
+    def of(cls, folder: Path | None, code: Iterable[str], **settings: object) -> Cells:
+        """The cells in ``folder``; ``code`` may name Python files as well."""
+        digest = hashlib.sha256(json.dumps([machine(), settings], sort_keys=True).encode())
+        places = [_ROOT / place for place in code]
+        for path in sorted(path for place in places for path in ([place] if place.is_file() else place.rglob("*.py"))):
+            digest.update(f"\0{path.relative_to(_ROOT)}\0".encode() + path.read_bytes())
+        return cls(folder, digest.hexdigest())
 
     def get(self, name: str, make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
         """The result called ``name``, from the folder or from ``make``, and whether it was in the folder."""

@@ -30,6 +30,8 @@ from benchmarks.layer_sums import layer_sum_ms
 
 FloatArray = npt.NDArray[np.float64]
 _SPREADS = (0.3, 0.7)
+_SITTINGS = 3
+"""Of the time that is given: on a busy machine one may not be enough, and the next goes on where it stopped."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,11 @@ def predict_cuts(backbone: Backbone, case: Case, *, fitted: int, held_out: int, 
 
 def _measure(folder: Path, seconds: float) -> ProbeReport:
     (folder / "record").unlink(missing_ok=True)  # a benchmark measures anew
-    return measure_probe_set(folder, seconds=seconds)
+    for _ in range(_SITTINGS):
+        report = measure_probe_set(folder, seconds=seconds)
+        if report.complete:
+            break
+    return report
 
 
 def _with_held_out(backbone: Backbone, case: Case, probes: ProbeSet, count: int, multiple: int, seed: int) -> ProbeSet:

@@ -44,13 +44,18 @@ class Options:
     seed: int
 
 
-def parse_options(name: str, question: str, arguments: Sequence[str] | None = None) -> Options:
-    """Read the command line that all benchmarks share."""
+def options_parser(name: str, question: str) -> argparse.ArgumentParser:
+    """The command line that all benchmarks share, for those that add to it."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=question)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write rows and figures to this file")
     parser.add_argument("--quick", action="store_true", help="a smaller run of the same measurements")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of everything that is random")
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def parse_options(name: str, question: str, arguments: Sequence[str] | None = None) -> Options:
+    """Read the command line that all benchmarks share."""
+    parsed = options_parser(name, question).parse_args(arguments)
     return Options(parsed.json, parsed.quick, parsed.seed)
 
 

@@ -28,6 +28,7 @@ from kiridashi_server.graph.plan import Plan
 from kiridashi_server.graph.program import tensor_of
 from kiridashi_server.graph.tracker import Tracking, track
 from kiridashi_server.progress import Progress, no_progress
+from kiridashi_server.recover.blank import Blank
 from kiridashi_server.recover.inputs import run_batched, to_input
 from kiridashi_server.recover.iterations import Recovered, RecoverSettings, cut_and_repair, recover
 from kiridashi_server.recover.ridge import fit_ridge_head
@@ -130,7 +131,7 @@ def iterative(
         scores = _taylor(program, tracking, inputs, target, generator)
         size = wanted if done == rounds else round(dense * (wanted / dense) ** (done / rounds))
         step = select(scores, tracking.layout, CostModel.from_tracking(tracking), size)
-        small = cut_and_repair(program, tracking, step, inputs, settings, generator)
+        small = cut_and_repair(Blank(program, tracking, step), inputs, settings, generator)
         model, losses = recover(small, inputs, target.samples, target.classes, settings, generator)
         plan, program = _followed_by(backbone, plan, step), model.features
         progress(done, rounds)

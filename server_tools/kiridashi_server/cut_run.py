@@ -39,6 +39,7 @@ from kiridashi_server.progress import Progress, no_progress
 from kiridashi_server.recover.iterations import RecoverSettings, recover_cut
 from kiridashi_server.report.schema import ArtifactEntry, EvidenceEntry
 from kiridashi_server.stages import Workspace
+from kiridashi_server.stock.pieces import Stock
 from kiridashi_server.tasks import Samples
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
@@ -110,6 +111,7 @@ class CutRequest:
         device: the name of the device whose profile it is, if it can be asked.
         measure: has model files measured on that device.
         recover: how the cut is recovered.
+        stock: what the model is cut out of; ``None``: the backbone as it is.
         kinds: artifacts to export.
         seed: of everything random.
     """
@@ -124,6 +126,7 @@ class CutRequest:
     device: str = ""
     measure: Measure | None = None
     recover: RecoverSettings = field(default_factory=RecoverSettings)
+    stock: Stock | None = None
     kinds: tuple[ArtifactKind, ...] = ALL_KINDS
     seed: int = 0
 
@@ -253,6 +256,7 @@ class CutRun:
                     settings=request.recover,
                     seed=request.seed,
                     progress=advance,
+                    blank=request.stock.blank(plan) if request.stock else None,
                 )
             save_cut(folder / "features.safetensors", plan, recovered.model.features)
             head = {name: value.detach().contiguous() for name, value in recovered.model.head.state_dict().items()}
@@ -260,7 +264,8 @@ class CutRun:
             losses = recovered.losses or (None,)
             return CutResult(len(recovered.losses), losses[0], losses[-1], recovered.seconds)
 
-        return self.workspace.run("cut", [self._identity, self.planned.plan, request.recover], work, CutResult)
+        stock = request.stock.digest if request.stock else ""
+        return self.workspace.run("cut", [self._identity, self.planned.plan, request.recover, stock], work, CutResult)
 
     def model(self) -> Classifier:
         """The recovered classifier, as stored."""
@@ -303,8 +308,9 @@ class CutRun:
             step = done.train_step
             return Exported(files, dropped, step.gradient_max_rel, step.loss_max_abs_diff)
 
+        stock = request.stock.digest if request.stock else ""
         inputs = [self._identity, request.calibration.digest, self.planned.plan, request.recover, request.release]
-        return self.workspace.run("export", [*inputs, self.budget, request.kinds], work, Exported)
+        return self.workspace.run("export", [*inputs, self.budget, request.kinds, stock], work, Exported)
 
     @property
     def bundle(self) -> Path:

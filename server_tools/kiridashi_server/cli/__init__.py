@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kiridashi import command
 
-_MODULES = ("quickstart", "bank", "cut", "front", "publish", "profile", "line", "fleet", "serve", "doctor")
+_MODULES = ("quickstart", "bank", "stock", "cut", "front", "publish", "profile", "line", "fleet", "serve", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,10 +16,13 @@ from kiridashi.runtime import RUNTIMES
 from kiridashi_server.cli.judge_source import judged_by
 from kiridashi_server.cli.plant_state import add_state_argument
 from kiridashi_server.cli.profile_source import PROFILE_HELP, read_profile
+from kiridashi_server.cli.stock import folder_of
 from kiridashi_server.cli.task_source import TASK_HELP, few_samples, read_task
 
 if TYPE_CHECKING:
+    from kiridashi_server.backbone import Backbone
     from kiridashi_server.cut_run import CutRun, Planned
+    from kiridashi_server.stock.pieces import Stock
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +39,13 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bank", type=Path, default=Path("bank"), metavar="DIR", help="the score bank (default: ./bank)"
     )
+    parser.add_argument(
+        "--stock",
+        type=Path,
+        metavar="DIR",
+        help="cut out of these pieces (default: stock in the bank's folder, where there is one)",
+    )
+    parser.add_argument("--no-stock", action="store_true", help="cut out of the backbone as it is")
     parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="the backbone to cut")
     parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="side of the input (default 64)")
     parser.add_argument("--budget", default="", metavar="LIMITS", help="such as memory=96MiB,file=5MiB,latency=2ms")
@@ -72,6 +82,8 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         raise InputError(f"a release number is at least 1, got {arguments.release}")
     if not min(arguments.timeout, arguments.seconds) > 0:
         raise InputError("--timeout and --seconds must be above zero")
+    if arguments.stock and arguments.no_stock:
+        raise InputError("--stock and --no-stock exclude each other", next_step="leave one of them away")
     profile = read_profile(arguments.profile) if arguments.profile else None
     import torch  # takes seconds: bad arguments are refused first
 
@@ -102,9 +114,20 @@ def _run(arguments: argparse.Namespace) -> Outcome:
             device=arguments.device or "",
             measure=judge.measure if judge else None,
             recover=RecoverSettings(iterations=arguments.iterations),
+            stock=_stock(arguments, backbone),
             seed=arguments.seed,
         )
         return _outcome(CutRun(request, workspace, narrator.bar))
+
+
+def _stock(arguments: argparse.Namespace, backbone: Backbone) -> Stock | None:
+    """The stock that is named, or the bank's if it has one."""
+    from kiridashi_server.stock.store import MANIFEST, load_stock
+
+    folder = folder_of(arguments)
+    if arguments.no_stock or not (arguments.stock or (folder / MANIFEST).is_file()):
+        return None
+    return load_stock(folder, backbone)
 
 
 def _outcome(run: CutRun) -> Outcome:
@@ -113,6 +136,7 @@ def _outcome(run: CutRun) -> Outcome:
     data = {
         "bundle": str(run.bundle),
         "device": run.request.device or None,
+        "stock": run.request.stock is not None,
         "budget": msgspec.to_builtins(run.budget),
         "forecast": msgspec.to_builtins(planned.forecast),
         "measured": msgspec.to_builtins(planned.measured),

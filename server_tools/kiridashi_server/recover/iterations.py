@@ -24,14 +24,13 @@ from kiridashi_server.graph.cut import cut
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.graph.program import copy_program
 from kiridashi_server.graph.statistics import reestimate_batch_norm, set_batch_norm_training
-from kiridashi_server.graph.tracker import Tracking
 from kiridashi_server.progress import Progress, no_progress
+from kiridashi_server.recover.blank import Blank
+from kiridashi_server.recover.descent import Schedule, descend
 from kiridashi_server.recover.inputs import augment, run_batched, shuffled_batches, to_input, training_batches
 from kiridashi_server.recover.repair import DEFAULT_STRENGTH, repair
 from kiridashi_server.recover.ridge import DEFAULT_RIDGE, fit_ridge_head
 from kiridashi_server.tasks.task import Samples
-
-_GRADIENT_NORM = 5.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,7 @@ def recover_cut(
     settings: RecoverSettings = RecoverSettings(),
     seed: int,
     progress: Progress = no_progress,
+    blank: Blank | None = None,
 ) -> Recovered:
     """Carry out ``plan`` on the backbone and recover the result on ``samples``.
 
@@ -94,29 +94,25 @@ def recover_cut(
         settings: how.
         seed: of augmentation and batches. The same arguments give the same model on the same machine.
         progress: told about iterations.
+        blank: what the cut is made from, with what ``plan`` means there; by default the backbone itself.
     """
     start = time.perf_counter()
     inputs = to_input(backbone, samples.images)
     generator = torch.Generator().manual_seed(seed)
-    small = cut_and_repair(backbone.program, backbone.tracking, plan, inputs, settings, generator)
+    small = cut_and_repair(blank or Blank.of(backbone, plan), inputs, settings, generator)
     model, losses = recover(small, inputs, samples, classes, settings, generator, progress)
     return Recovered(model, plan, losses, time.perf_counter() - start)
 
 
 def cut_and_repair(
-    program: fx.GraphModule,
-    tracking: Tracking,
-    plan: Plan,
-    inputs: Tensor,
-    settings: RecoverSettings,
-    generator: torch.Generator,
+    blank: Blank, inputs: Tensor, settings: RecoverSettings, generator: torch.Generator
 ) -> fx.GraphModule:
-    """``program`` cut by ``plan``, and repaired on augmented ``inputs`` if the settings say so."""
-    small = cut(program, tracking, plan)
+    """The blank cut by its plan, and repaired on augmented ``inputs`` if the settings say so."""
+    small = cut(blank.program, blank.tracking, blank.plan)
     if not settings.repair:
         return small
     images = _repair_images(inputs, settings.repair_images, generator)
-    return repair(program, tracking, plan, small, images, settings.repair_strength).program
+    return repair(blank.program, blank.tracking, blank.plan, small, images, settings.repair_strength).program
 
 
 def recover(
@@ -187,20 +183,13 @@ def _iterate(
 ) -> tuple[float, ...]:
     model.requires_grad_(True)
     set_batch_norm_training(model.features, on=not settings.repair)
-    optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.iterations)
     batches = training_batches(inputs, labels, settings.batch_size, generator)
-    losses = []
-    for done in range(1, settings.iterations + 1):
-        x, y = next(batches)
-        loss = functional.cross_entropy(model(x), y)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), _GRADIENT_NORM)
-        optimiser.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-        progress(done, settings.iterations)
+
+    def loss() -> Tensor:
+        images, wanted = next(batches)
+        return functional.cross_entropy(model(images), wanted)
+
+    losses = descend(model.parameters(), loss, Schedule(settings.iterations, settings.learning_rate), progress)
     set_batch_norm_training(model.features, on=False)
     model.requires_grad_(False)
-    return tuple(losses)
+    return losses

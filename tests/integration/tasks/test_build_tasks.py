@@ -1,81 +1,34 @@
-"""The build script, on three small made-up packages."""
+"""The build script on listed tasks, with three small made-up packages."""
 
-import base64
-import hashlib
-import importlib.util
-import io
-import json
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from kiridashi_server.tasks import TaskError
+from kiridashi_server.tasks.drawings import RECIPE, Recipe
 from kiridashi_server.tasks.packed import read_archive
-from kiridashi_server.tasks.shipped import RECIPE, Recipe
-from PIL import Image
 
-SCRIPT = Path(__file__).parents[3] / "scripts" / "build_tasks.py"
+Packages = Callable[..., list[dict[str, Any]]]
+
 COUNTS = {"train": 2, "val": 1, "tune": 1, "holdout": 1, "test": 1}
-SPECS = {"shapes": {"counts": COUNTS, "classes": {"b": ["b0", "b1", "b2"], "a": ["a0", "a1", "a2", "a3"]}}}
-NAMES = ["a0", "a1", "a2", "a3", "b0", "b1", "b2"]
+CLASSES = {"b": ["b0", "b1", "b2"], "a": ["a0", "a1", "a2", "a3"]}
+TABLE = [{"short_name": name, "image": f"{name}.png"} for name in ("a0", "a1", "a2", "a3", "b0", "b1", "b2")]
 
 
-@pytest.fixture
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_tasks", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def build(script: ModuleType, folder: Path, styles: list[dict[str, Any]], **change: object) -> bytes:
+    whole = {"pack": "x.zip", "max_bytes": 100_000, "styles": styles}
+    whole |= {"tasks": {"shapes": {"counts": COUNTS, "classes": CLASSES}}, **change}
+    data: bytes = script.build(folder, msgspec.convert(whole, script.PackRecipe))
+    return data
 
 
-def drawing(style: str, name: str, kind: str) -> bytes:
-    """A disc in a colour of its own on transparent ground."""
-    values = np.random.default_rng(list(f"{style}{name}".encode())).integers(0, 256, 3)
-    y, x = np.mgrid[:64, :64]
-    rgba = np.zeros((64, 64, 4), dtype=np.uint8)
-    rgba[(x - 32) ** 2 + (y - 32) ** 2 < 800] = [*values, 255]
-    buffer = io.BytesIO()
-    Image.fromarray(rgba).save(buffer, kind)
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def packages(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], Path]:
-    """Write the packages, pin them in the script; a mapping makes one drawing look like another."""
-
-    def write(looks_like: dict[str, str]) -> Path:
-        pinned = []
-        for package in script.PACKAGES:
-            member = script.MEMBERS[package.style]
-            kind = "WEBP" if member.endswith("webp") else "PNG"
-            contents = {member.format(n): drawing(package.style, looks_like.get(n, n), kind) for n in NAMES}
-            if package.style == "noto":
-                table = [{"short_name": name, "image": f"{name}.png"} for name in NAMES]
-                contents[script.NAMES] = json.dumps(table).encode()
-            file = tmp_path / f"{package.package.lstrip('@').replace('/', '-')}-{package.version}.tgz"
-            with tarfile.open(file, "w:gz") as archive:
-                for name, data in contents.items():
-                    info = tarfile.TarInfo(name)
-                    info.size = len(data)
-                    archive.addfile(info, io.BytesIO(data))
-            digest = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
-            pinned.append(msgspec.structs.replace(package, integrity=f"sha512-{digest}"))
-        monkeypatch.setattr(script, "PACKAGES", tuple(pinned))
-        return tmp_path
-
-    return write
-
-
-def test_same_packages_same_bytes(script: ModuleType, packages: Callable[[dict[str, str]], Path]) -> None:
-    folder = packages({})
-    data = script.build(folder, SPECS)
-    assert data == script.build(folder, SPECS)
+def test_same_packages_same_bytes(script: ModuleType, packages: Packages, tmp_path: Path) -> None:
+    styles = packages(TABLE, {})
+    data = build(script, tmp_path, styles)
+    assert data == build(script, tmp_path, styles)
     recipe = msgspec.json.decode(read_archive(data)[RECIPE], type=Recipe)
     assert recipe.tasks[0].labels == ["a", "b"]
     splits = {style: [d.split for d in drawings] for style, drawings in recipe.tasks[0].styles.items()}
@@ -84,29 +37,40 @@ def test_same_packages_same_bytes(script: ModuleType, packages: Callable[[dict[s
 
 
 def test_a_package_that_is_not_the_pinned_one_is_refused(
-    script: ModuleType, packages: Callable[[dict[str, str]], Path]
+    script: ModuleType, packages: Packages, tmp_path: Path
 ) -> None:
-    folder = packages({})
-    file = next(folder.glob("emoji-datasource-twitter*"))
+    styles = packages(TABLE, {})
+    file = next(tmp_path.glob("emoji-datasource-twitter*"))
     file.write_bytes(file.read_bytes() + b"\0")
     with pytest.raises(TaskError, match="not the pinned package"):
-        script.build(folder, SPECS)
+        build(script, tmp_path, styles)
 
 
-def test_a_drawing_that_looks_like_another_is_not_used(
-    script: ModuleType, packages: Callable[[dict[str, str]], Path]
-) -> None:
-    recipe = msgspec.json.decode(read_archive(script.build(packages({"a3": "a1"}), SPECS))[RECIPE], type=Recipe)
+def test_a_drawing_that_looks_like_another_is_not_used(script: ModuleType, packages: Packages, tmp_path: Path) -> None:
+    data = build(script, tmp_path, packages(TABLE, {"a3": "a1"}))
+    recipe = msgspec.json.decode(read_archive(data)[RECIPE], type=Recipe)
     used = {drawing.name for drawing in recipe.tasks[0].styles["noto"]}
     assert len(used & {"a1", "a3"}) == 1
 
 
-def test_too_few_different_drawings_are_named(script: ModuleType, packages: Callable[[dict[str, str]], Path]) -> None:
+def test_too_few_different_drawings_are_named(script: ModuleType, packages: Packages, tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="class 'b' of 'shapes' has 2 different drawings; 3 are needed"):
-        script.build(packages({"b2": "b0"}), SPECS)
+        build(script, tmp_path, packages(TABLE, {"b2": "b0"}))
 
 
-def test_a_drawing_in_two_classes_is_refused(script: ModuleType, packages: Callable[[dict[str, str]], Path]) -> None:
-    shared = {"shapes": {"counts": COUNTS, "classes": {"a": ["a0", "a1", "a2"], "b": ["b0", "b1", "a2"]}}}
+def test_a_drawing_in_two_classes_is_refused(script: ModuleType, packages: Packages, tmp_path: Path) -> None:
+    shared = {"counts": COUNTS, "classes": {"a": ["a0", "a1", "a2"], "b": ["b0", "b1", "a2"]}}
     with pytest.raises(TaskError, match="stands in"):
-        script.build(packages({}), shared)
+        build(script, tmp_path, packages(TABLE, {}), tasks={"shapes": shared})
+
+
+def test_a_pack_over_its_limit_is_refused(script: ModuleType, packages: Packages, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="1000 are allowed"):
+        build(script, tmp_path, packages(TABLE, {}), max_bytes=1_000)
+
+
+def test_a_recipe_with_a_word_that_nothing_reads_is_refused(script: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('pack = "x.zip"\nmax_bytes = 1\nstyles = []\nmax_byte = 2\n')
+    with pytest.raises(TaskError, match="max_byte"):
+        script.read_recipe(file)

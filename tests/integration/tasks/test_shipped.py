@@ -43,7 +43,7 @@ def test_eight_tasks_of_twelve_classes_within_two_megabytes(tasks: dict[str, Tas
 
 def test_every_package_is_attributed() -> None:
     notice = (DATA / "NOTICE.md").read_text(encoding="utf-8")
-    recipe, _ = shipped._open_pack()
+    recipe = shipped.shipped_pack().recipe
     assert {package.licence for package in recipe.packages} == {"Apache-2.0", "MIT", "CC-BY-4.0"}
     for package in recipe.packages:
         assert f"`{package.package}` {package.version}" in notice

@@ -13,6 +13,7 @@ from kiridashi.errors import BudgetError, InputError
 from kiridashi_server.budget import Profile, plan_cut, plan_size
 from kiridashi_server.budget.profile import Forecast
 from kiridashi_server.budget.requirements import LIMITS, Requirements
+from kiridashi_server.budget.solver import SMALLEST_MARGIN
 from kiridashi_server.graph import capture, track
 from kiridashi_server.graph.quantities import Quantities
 from torch import nn

@@ -1,0 +1,87 @@
+"""Paired differences over tasks, with intervals and Holm's correction, from the cells of the benchmark of reuse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from benchmarks.report import Figure
+
+FloatArray = NDArray[np.float64]
+Table = Mapping[tuple[str, int, int], FloatArray]
+"""Accuracy by method, kept per cent and iterations: the mean over seeds for each task, float64 [tasks]."""
+
+CONFIDENCE = 0.95
+
+
+def tabulate(rows: Sequence[Mapping[str, Any]], value: str = "accuracy") -> dict[tuple[str, int, int], FloatArray]:
+    """The rows' values by method, size and iterations, one for each task in the order of their names.
+
+    Combinations that were not run for all tasks and seeds that occur are left out: what is paired has to be whole.
+    """
+    pairs = sorted({(str(row["task"]), int(row["seed"])) for row in rows})
+    tasks = sorted({task for task, _ in pairs})
+    cells: dict[tuple[str, int, int], dict[tuple[str, int], float]] = {}
+    for row in rows:
+        key = (str(row["method"]), int(row["kept"]), int(row["iterations"]))
+        cells.setdefault(key, {})[str(row["task"]), int(row["seed"])] = float(row[value])
+    return {
+        key: np.array([np.mean([found[pair] for pair in pairs if pair[0] == task]) for task in tasks])
+        for key, found in cells.items()
+        if found.keys() == set(pairs)
+    }
+
+
+def gain(ours: FloatArray, other: FloatArray) -> Figure:
+    """The mean paired difference over tasks in points, with its t interval."""
+    differences = 100 * (ours - other)
+    mean = float(differences.mean())
+    if len(differences) < 2:
+        return Figure(mean, "points")
+    error = float(differences.std(ddof=1) / np.sqrt(len(differences)))
+    reach = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
+    return Figure(mean, "points", (mean - reach, mean + reach))
+
+
+def p_value(ours: FloatArray, other: FloatArray) -> float:
+    """Of the two-sided paired t test over tasks; 1 where nothing differs."""
+    differences = ours - other
+    if len(differences) < 2 or not differences.any():
+        return 1.0
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjusted p values that hold for all comparisons at once (Holm 1979)."""
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = largest
+    return adjusted
+
+
+def compare(table: Table, prefix: str, ours: str, rivals: Sequence[str], iterations: int) -> dict[str, Figure]:
+    """``prefix.RIVAL@KEPT``: ours minus the rival, for every size where both were run whole."""
+    figures = {}
+    for method, kept, steps in sorted(
+        table, key=lambda key: (rivals.index(key[0]) if key[0] in rivals else 0, -key[1])
+    ):
+        if method in rivals and steps == iterations and (ours, kept, steps) in table:
+            figures[f"{prefix}.{method}@{kept}"] = gain(table[ours, kept, steps], table[method, kept, steps])
+    return figures
+
+
+def adjusted(table: Table, ours: str, rivals: Sequence[str], iterations: int) -> dict[str, float]:
+    """Holm-adjusted p values of the same comparisons, by ``RIVAL@KEPT``."""
+    return holm(
+        {
+            f"{method}@{kept}": p_value(table[ours, kept, steps], values)
+            for (method, kept, steps), values in table.items()
+            if method in rivals and steps == iterations and (ours, kept, steps) in table
+        }
+    )

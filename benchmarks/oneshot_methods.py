@@ -1,0 +1,165 @@
+"""Ways from a new task's few samples to a small model, each timed from the samples on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from kiridashi_server.amp.learning import learn_scores
+from kiridashi_server.amp.scores import ScoreMap
+from kiridashi_server.amp.taylor import taylor_scores
+from kiridashi_server.backbone import Backbone
+from kiridashi_server.baselines import Target, iterative, l1_plan, random_plan
+from kiridashi_server.budget.solver import plan_size
+from kiridashi_server.graph.plan import Plan
+from kiridashi_server.pipeline import compose_scores
+from kiridashi_server.recover.inputs import run_batched, to_input
+from kiridashi_server.recover.iterations import Recovered, RecoverSettings, accuracy, recover_cut
+from kiridashi_server.recover.ridge import fit_ridge_head
+from kiridashi_server.stock.pieces import Stock
+from kiridashi_server.stock.run import stock_scores
+from kiridashi_server.tasks import Samples
+
+from benchmarks.global_pruning import global_plan, lite0_module, task_head, with_gradients
+from benchmarks.oneshot_chain import Chain
+
+MULTIPLE = 8
+_BISECTIONS = 7
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A new line: its few samples, those that judge, classes, and the share of parameters that it may keep."""
+
+    samples: Samples
+    test: Samples
+    classes: int
+    kept: float
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """One line on one chain, with the methods that compete for it."""
+
+    chain: Chain
+    line: Line
+
+    def run(self, method: str, iterations: int) -> dict[str, Any]:
+        """Accuracy on the test images, seconds from samples to model, and the size of what came out."""
+        settings = RecoverSettings(iterations=iterations)
+        self.chain.records  # noqa: B018 - what lines share is there before the clock starts
+        stock: Stock | None = getattr(self.chain, STOCKS[method]) if method in STOCKS else None
+        start = time.perf_counter()
+        recovered, extra = self._made(method, settings, stock)
+        seconds = time.perf_counter() - start
+        counts = recovered.plan.counts
+        costs = self._backbone.costs
+        return {
+            "accuracy": accuracy(recovered.model, self._backbone, self.line.test),
+            "seconds": seconds,
+            "extra_iterations": extra,
+            "parameters": costs.parameters(counts) / costs.parameters({}),
+            "macs": costs.macs(counts) / costs.macs({}),
+        }
+
+    def _made(self, method: str, settings: RecoverSettings, stock: Stock | None) -> tuple[Recovered, int]:
+        if method == "task_specific":
+            result = iterative(self._backbone, self._target, settings)
+            return result.recovered, result.extra_iterations
+        line, plan = self.line, PLANNERS[method](self)
+        recovered = recover_cut(
+            self._backbone,
+            plan,
+            line.samples,
+            classes=line.classes,
+            settings=settings,
+            seed=line.seed,
+            blank=stock.blank(plan) if stock else None,
+        )
+        return recovered, 0
+
+    @property
+    def _backbone(self) -> Backbone:
+        return self.chain.backbone
+
+    @property
+    def _target(self) -> Target:
+        return Target(self.line.samples, self.line.classes, self.line.kept, self.line.seed)
+
+    def _solved(self, scores: ScoreMap) -> Plan:
+        backbone = self._backbone
+        return plan_size(backbone.layout, backbone.costs, scores, int(self.line.kept * backbone.costs.parameters({})))
+
+    def taylor(self) -> Plan:
+        """First-order scores on the line's samples."""
+        backbone, line = self._backbone, self.line
+        inputs = to_input(backbone, line.samples.images)
+        head = fit_ridge_head(run_batched(backbone.program, inputs).numpy(), line.samples.labels, line.classes)
+        labels, generator = torch.from_numpy(line.samples.labels), torch.Generator().manual_seed(line.seed)
+        scores = taylor_scores(backbone.program, backbone.tracking, head, inputs, labels, generator=generator)
+        return self._solved(scores)
+
+    def amp_few(self) -> Plan:
+        """Scores learnt on the line's samples."""
+        line = self.line
+        return self._solved(learn_scores(self._backbone, line.samples, classes=line.classes, seed=line.seed).groups)
+
+    def uniform_bank(self) -> Plan:
+        """The mean of the bank's scores."""
+        return self._solved(stock_scores(self._backbone, self.chain.records))
+
+    def composed(self) -> Plan:
+        """What the product composes of the bank and the line's samples."""
+        line = self.line
+        _, mix = compose_scores(self._backbone, self.chain.records, line.samples, line.classes, line.seed)
+        return self._solved(mix.scores)
+
+    def l1(self) -> Plan:
+        """The same share of every group, filters of largest L1 norm."""
+        return l1_plan(self._backbone, self._target)
+
+    def random(self) -> Plan:
+        """The same share of every group, at random."""
+        return random_plan(self._backbone, self._target)
+
+    def tp(self, method: str) -> Plan:
+        """torch-pruning's global pruning: the ratio whose cut is the largest inside the size, by bisection."""
+        backbone, line = self._backbone, self.line
+        module = lite0_module(backbone, task_head(backbone, line.samples, line.classes))
+        module = with_gradients(module, backbone, line.samples)
+        low, high, found = 0.0, 1.0, None
+        limit = line.kept * backbone.costs.parameters({})
+        for _ in range(_BISECTIONS):
+            ratio = (low + high) / 2
+            plan = global_plan(module, backbone, method, ratio, multiple=MULTIPLE)
+            if backbone.costs.parameters(plan.counts) <= limit:
+                high, found = ratio, plan
+            else:
+                low = ratio
+        if found is None:
+            raise ValueError(f"{method} found no cut of {line.kept:.0%} in {_BISECTIONS} bisections")
+        return found
+
+
+PLANNERS: Mapping[str, Callable[[Contest], Plan]] = {
+    "product": Contest.composed,
+    "composed": Contest.composed,
+    "uniform_bank": Contest.uniform_bank,
+    "ofa": Contest.l1,
+    "random": Contest.random,
+    "l1": Contest.l1,
+    "taylor": Contest.taylor,
+    "amp_few": Contest.amp_few,
+    "tp_taylor": lambda contest: contest.tp("tp-taylor"),
+    "tp_magnitude": lambda contest: contest.tp("tp-magnitude"),
+}
+"""How each method chooses; all are repaired, get a ridge head and the same iterations."""
+
+STOCKS: Mapping[str, str] = {"product": "stock", "ofa": "nested_l1"}
+"""Methods whose cut is made out of pieces that were tuned on past tasks; the others cut the backbone as it is."""
+
+METHODS = (*PLANNERS, "task_specific")

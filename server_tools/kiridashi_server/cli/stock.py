@@ -1,0 +1,110 @@
+"""``kiridashi stock``: cuts of the backbone, recovered once on past tasks, that new lines are cut from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import msgspec
+from kiridashi.command import Command, Outcome
+from kiridashi.errors import InputError
+
+from kiridashi_server.cli.task_source import TASK_HELP, read_task
+
+STOCK_FOLDER = "stock"
+"""Where a bank's stock is, in the bank's folder."""
+
+
+def _configure_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bank", type=Path, default=Path("bank"), metavar="DIR", help="the score bank")
+    parser.add_argument(
+        "--stock", type=Path, metavar="DIR", help="the stock's folder (default: stock in the bank's folder)"
+    )
+
+
+def _configure_make(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", action="append", required=True, metavar="TASK", help=f"a past task: {TASK_HELP}")
+    _configure_place(parser)
+    parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="a known backbone")
+    parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="side of the input (default 64)")
+    parser.add_argument(
+        "--shares", metavar="SHARES", help="parameters that pieces keep, falling from 1 (default 1,0.6,0.35,0.2)"
+    )
+    parser.add_argument("--iterations", type=int, metavar="N", help="joint training of each piece (default 150)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
+
+
+def folder_of(arguments: argparse.Namespace) -> Path:
+    """Where the stock is."""
+    stock: Path | None = arguments.stock
+    bank: Path = arguments.bank
+    return stock or bank / STOCK_FOLDER
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, object]:
+    chosen: dict[str, object] = {}
+    if arguments.iterations is not None:
+        chosen["iterations"] = arguments.iterations
+    if arguments.shares:
+        try:
+            chosen["shares"] = tuple(float(share) for share in arguments.shares.split(","))
+        except ValueError as error:
+            raise InputError(
+                f"--shares takes numbers with commas between, got {arguments.shares!r}",
+                next_step="such as --shares 1,0.5,0.25",
+            ) from error
+    return chosen
+
+
+def _make(arguments: argparse.Namespace) -> Outcome:
+    import torch
+
+    from kiridashi_server.backbone import Backbone
+    from kiridashi_server.bank.store import Bank
+    from kiridashi_server.narrator import Narrator
+    from kiridashi_server.stages import Workspace
+    from kiridashi_server.stock.pieces import StockSettings
+    from kiridashi_server.stock.run import run_stock
+    from kiridashi_server.stock.store import Making, save_stock
+
+    settings = StockSettings(**_settings(arguments))  # type: ignore[arg-type]
+    tasks = [read_task(name, arguments.image_size, arguments.seed) for name in arguments.task]
+    torch.set_num_threads(1)  # the same numbers on every machine, and no spinning on a busy one
+    backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
+    with Bank.open(arguments.bank, create=False) as bank:
+        records = bank.list(backbone_fingerprint=backbone.fingerprint)
+    narrator = Narrator(tuple(f"stock-{number}" for number in range(len(settings.shares))))
+    folder = folder_of(arguments)
+    workspace = Workspace(folder, narrator.stage)
+    with workspace.locked():
+        stock = run_stock(workspace, backbone, tasks, records, settings, arguments.seed, narrator.bar)
+        making = Making(
+            tasks={task.name: task.digest for task in tasks},
+            records=tuple(record.id for record in records),
+            settings=settings,
+            seed=arguments.seed,
+            seconds=sum(stage.seconds for stage in workspace.times),
+        )
+        save_stock(folder, stock, backbone, making)
+    return _show(arguments)
+
+
+def _show(arguments: argparse.Namespace) -> Outcome:
+    from kiridashi_server.stock.store import read_manifest
+
+    folder = folder_of(arguments)
+    manifest = read_manifest(folder)
+    making = manifest.making
+    lines = [
+        f"{len(manifest.pieces)} pieces from {len(making.tasks)} tasks and {len(making.records)} records, "
+        f"made in {making.seconds:.0f} s",
+        *(f"  {piece.name}: {piece.parameters:,} parameters" for piece in manifest.pieces),
+        "it holds what these tasks taught: keep it where their records may be",
+    ]
+    return Outcome({"stock": str(folder), **msgspec.to_builtins(manifest)}, "\n".join(lines))
+
+
+COMMANDS = (
+    Command("stock make", "prune the backbone step by step on past tasks, once for all lines", _configure_make, _make),
+    Command("stock show", "show the pieces and what they were made from", _configure_place, _show),
+)

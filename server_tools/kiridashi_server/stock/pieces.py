@@ -1,0 +1,224 @@
+"""The stock: the backbone pruned step by step on the bank's tasks, every step kept.
+
+Task-specific pruning that goes step by step, with some tuning in between, makes better small models than one deep cut.
+But a line would wait for it, and its few samples have to carry it. The mean of a bank's scores is the same for every
+line, so these steps can be taken once, on all past tasks together:
+
+* the first piece is the whole backbone, tuned on the tasks jointly (:mod:`.joint`);
+* every further piece is cut out of the one before, by the bank's scores, repaired in closed form, and tuned again.
+
+A new line's model is then cut out of the smallest piece that has all its units, which is one small step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from kiridashi.errors import InputError
+from torch import fx
+
+from kiridashi_server.amp.scores import ScoreMap
+from kiridashi_server.backbone import Backbone
+from kiridashi_server.budget.solver import plan_size
+from kiridashi_server.graph.cut import cut
+from kiridashi_server.graph.plan import Plan
+from kiridashi_server.graph.program import tensor_names, tensor_of
+from kiridashi_server.graph.tracker import Tracking, track
+from kiridashi_server.progress import Progress, no_progress
+from kiridashi_server.recover.blank import Blank
+from kiridashi_server.recover.descent import Schedule
+from kiridashi_server.recover.inputs import augment
+from kiridashi_server.recover.repair import DEFAULT_STRENGTH, repair
+from kiridashi_server.stock.joint import JointTasks, train_jointly
+from kiridashi_server.tasks.task import Samples
+
+_WARM_UP = 0.1
+
+
+@dataclass(frozen=True)
+class StockSettings:
+    """How a stock is made.
+
+    Attributes:
+        shares: of the backbone's parameters, one piece each, descending; the first is 1.
+        iterations: of joint training, for each piece.
+        learning_rate: of these, after a rise and before a fall.
+        batch_size: images a step.
+        repair_images: images that a piece is repaired on.
+        repair_strength: relative ridge strength of that.
+    """
+
+    shares: tuple[float, ...] = (1.0, 0.6, 0.35, 0.2)
+    iterations: int = 150
+    learning_rate: float = 5e-4
+    batch_size: int = 48
+    repair_images: int = 384
+    repair_strength: float = DEFAULT_STRENGTH
+
+    def __post_init__(self) -> None:
+        falling = all(after < before for before, after in zip(self.shares, self.shares[1:], strict=False))
+        if not self.shares or self.shares[0] != 1 or not falling or self.shares[-1] <= 0:
+            raise InputError(
+                f"the pieces' shares are out of order: {self.shares}", next_step="start with 1 and let them fall"
+            )
+        if min(self.iterations, self.batch_size, self.repair_images) < 1 or self.learning_rate <= 0:
+            raise InputError(f"stock settings are out of range: {self}", why="counts are at least 1, the rate above 0")
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """The backbone cut by ``plan`` (a plan of the dense layout) and tuned on the bank's tasks."""
+
+    plan: Plan
+    program: fx.GraphModule
+
+    @cached_property
+    def tracking(self) -> Tracking:
+        """What is known of the program's dimensions."""
+        return track(self.program, cuttable_output=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Stock:
+    """Pieces of one backbone, the largest first.
+
+    Attributes:
+        backbone_fingerprint, layout_digest: what they are cut from.
+        pieces: the first is the whole backbone.
+    """
+
+    backbone_fingerprint: str
+    layout_digest: str
+    pieces: tuple[Piece, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of all pieces: plans and weights."""
+        whole = hashlib.sha256()
+        for piece in self.pieces:
+            whole.update(piece.plan.to_json().encode())
+            for name in tensor_names(piece.program):
+                whole.update(name.encode() + tensor_of(piece.program, name).detach().contiguous().numpy().tobytes())
+        return whole.hexdigest()
+
+    def blank(self, plan: Plan) -> Blank:
+        """The smallest piece that has all units of ``plan`` (a plan of the dense layout)."""
+        piece = next(piece for piece in reversed(self.pieces) if _contains(piece.plan, plan))
+        return Blank(piece.program, piece.tracking, _inside(piece.plan, plan, piece.tracking))
+
+
+def make_stock(
+    backbone: Backbone,
+    tasks: Sequence[Samples],
+    scores: ScoreMap,
+    settings: StockSettings = StockSettings(),
+    *,
+    seed: int,
+    progress: Progress = no_progress,
+) -> Stock:
+    """Prune the backbone step by step on the tasks and keep every step.
+
+    Args:
+        backbone: stays as it is.
+        tasks: labelled samples of past tasks, the more views the better.
+        scores: of the bank; the pieces are cut by them.
+        settings: how.
+        seed: of batches and augmentation. The same arguments give the same stock on the same machine.
+        progress: told about iterations, over all pieces.
+
+    Raises:
+        InputError: no task, or images of another size than the backbone's.
+        BudgetError: the smallest share is below the floors.
+    """
+    maker = StockMaker(backbone, tasks, piece_plans(backbone, scores, settings.shares), settings, seed=seed)
+    pieces: list[Piece] = []
+    for number in range(len(maker)):
+
+        def advance(done: int, total: int, before: int = number) -> None:
+            progress(before * total + done, len(maker) * total)
+
+        pieces.append(maker.piece(pieces, advance))
+    return maker.stock(pieces)
+
+
+def piece_plans(backbone: Backbone, scores: ScoreMap, shares: Sequence[float]) -> list[Plan]:
+    """The best cuts of these shares of the parameters, descending, each widened by what the smaller ones keep.
+
+    A better small cut is not always part of a large one.
+    """
+    dense = backbone.costs.parameters({})
+    nested: list[Plan] = []
+    for share in reversed(shares):
+        plan = plan_size(backbone.layout, backbone.costs, scores, int(share * dense))
+        inner = nested[0].kept if nested else {}
+        kept = {name: tuple(sorted({*units, *inner.get(name, ())})) for name, units in plan.kept.items()}
+        nested.insert(0, Plan(plan.layout_digest, kept))
+    return nested
+
+
+class StockMaker:
+    """Makes the pieces one by one, so that who keeps them can go on after a stop.
+
+    Its length is the number of pieces. Arguments as for :func:`make_stock`, with the pieces' plans, descending and each
+    inside the one before, in place of scores.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        tasks: Sequence[Samples],
+        plans: Sequence[Plan],
+        settings: StockSettings,
+        *,
+        seed: int,
+    ) -> None:
+        self._plans = plans
+        self._joint = JointTasks.of(backbone, tasks)
+        self._backbone = backbone
+        self._settings = settings
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def piece(self, before: Sequence[Piece], progress: Progress = no_progress) -> Piece:
+        """The next piece after those ``before``; depends on the last of them alone."""
+        plan, settings = self._plans[len(before)], self._settings
+        generator = torch.Generator().manual_seed(self._seed + len(before))
+        program = self._cut(before[-1], plan, generator) if before else self._backbone.program
+        schedule = Schedule(settings.iterations, settings.learning_rate, _WARM_UP)
+        tuned = train_jointly(
+            program,
+            self._joint,
+            schedule,
+            batch_size=settings.batch_size,
+            generator=generator,
+            progress=progress,
+        )
+        return Piece(plan, tuned)
+
+    def stock(self, pieces: Sequence[Piece]) -> Stock:
+        """The pieces as a stock."""
+        return Stock(self._backbone.fingerprint, self._backbone.layout.digest, tuple(pieces))
+
+    def _cut(self, piece: Piece, plan: Plan, generator: torch.Generator) -> fx.GraphModule:
+        inner = _inside(piece.plan, plan, piece.tracking)
+        small = cut(piece.program, piece.tracking, inner)
+        order = torch.randperm(len(self._joint.inputs), generator=generator)
+        images = augment(self._joint.inputs[order[: self._settings.repair_images]], generator)
+        return repair(piece.program, piece.tracking, inner, small, images, self._settings.repair_strength).program
+
+
+def _contains(outer: Plan, inner: Plan) -> bool:
+    return all(set(units) <= set(outer.kept[name]) for name, units in inner.kept.items())
+
+
+def _inside(outer: Plan, inner: Plan, tracking: Tracking) -> Plan:
+    """``inner`` in the numbers of the units that ``outer`` has kept."""
+    places = {name: np.searchsorted(np.asarray(outer.kept[name]), units) for name, units in inner.kept.items()}
+    return Plan.of(tracking.layout, {name: where.tolist() for name, where in places.items()})
