@@ -57,6 +57,8 @@ def run(request: MeasureRequest) -> Measurement:
     latencies_ms = time_runs(once, request)
     (p50, p95, p99), disturbance = settled_percentiles(latencies_ms)
     notes += disturbance
+    if model.provider in ("tensorrt", "cuda"):
+        notes += (f"computed by {model.provider}",)
     if len(latencies_ms) < request.runs:
         notes += (f"only {len(latencies_ms)} runs: the model is slow",)
     return Measurement(

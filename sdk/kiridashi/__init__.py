@@ -1,7 +1,7 @@
 """Kiridashi: what both sides share, and what a line application imports.
 
-Importing this package loads neither numpy nor an inference runtime: :class:`LineModel` and
-:class:`Prediction` are looked up on first use, so the device agent's resident process stays small.
+Importing this package loads neither numpy nor an inference runtime: :class:`LineModel`, :class:`LineInfo`
+and :class:`Prediction` are looked up on first use, so the device agent's resident process stays small.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from kiridashi.errors import KiridashiError
 from kiridashi.manifest import Manifest
 
 if TYPE_CHECKING:
-    from kiridashi.line import LineModel, Prediction
+    from kiridashi.line import LineInfo, LineModel, Prediction
 
 __version__ = "0.1.0"
-__all__ = ["Budget", "KiridashiError", "LineModel", "Manifest", "Measurement", "Prediction", "Verdict"]
+__all__ = ["Budget", "KiridashiError", "LineInfo", "LineModel", "Manifest", "Measurement", "Prediction", "Verdict"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("LineModel", "Prediction"):
+    if name in ("LineInfo", "LineModel", "Prediction"):
         from kiridashi import line
 
         return getattr(line, name)

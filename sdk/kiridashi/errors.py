@@ -107,6 +107,12 @@ class StateError(KiridashiError):
     exit_code = ExitCode.STATE
 
 
+class BusyError(KiridashiError):
+    """More work is waiting than was allowed for; the same call may succeed later."""
+
+    exit_code = ExitCode.STATE
+
+
 class MissingExtraError(KiridashiError):
     """An optional library is needed for this call; the message names the extra to install."""
 

@@ -7,117 +7,105 @@ against the manifest and the pointer, a tuned file against the device's own seal
 from __future__ import annotations
 
 import logging
+import math
+import os
 import threading
 import time
-from dataclasses import dataclass
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kiridashi.artifacts import MANIFEST_NAME, check_file
-from kiridashi.errors import InputError, KiridashiError, StateError, TrustError
-from kiridashi.manifest import Manifest, decode_manifest
-from kiridashi.preprocess import as_frames, softmax, to_input
-from kiridashi.runtime import open_model
-from kiridashi.runtime.protocol import FloatArray, LoadedModel
-from kiridashi.slots import TUNED_NAME, Active, LineSlots, default_state_dir
-from kiridashi.trust import check_tuned, load_public_key
+from kiridashi.errors import BusyError, InputError, KiridashiError, StateError
+from kiridashi.prediction import Prediction
+from kiridashi.runtime.protocol import PREFERENCE, Provider
+from kiridashi.serving import Frames, LineInfo, Serving, load_active, stamp
+from kiridashi.slots import Active, LineSlots, default_state_dir
+
+__all__ = ["LineInfo", "LineModel", "Prediction"]
 
 LOOK_INTERVAL_S = 0.2
-_LOAD_ATTEMPTS = 3
+RETRY_INTERVAL_S = 30.0
 _log = logging.getLogger(__name__)
-_Stamp = tuple[int, int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a model says of one frame or of a batch.
-
-    Attributes:
-        values: probabilities, float32 [classes] for one frame, [N, classes] for a batch.
-        labels: the class names, in the order of ``values``.
-        model_digest: the model that predicted; a locally tuned model has a digest of its own.
-    """
-
-    values: FloatArray
-    labels: tuple[str, ...]
-    model_digest: str
-
-    @property
-    def index(self) -> int:
-        """The best class of one frame.
-
-        Raises:
-            InputError: this is a batch; use ``indices``.
-        """
-        if self.values.ndim != 1:
-            raise InputError(f"this prediction is of {len(self.values)} frames", next_step="use .indices")
-        return int(self.values.argmax())
-
-    @property
-    def label(self) -> str:
-        """The name of the best class of one frame. Raises as ``index``."""
-        return self.labels[self.index]
-
-    @property
-    def confidence(self) -> float:
-        """The probability of the best class of one frame. Raises as ``index``."""
-        return float(self.values[self.index])
-
-    @property
-    def indices(self) -> NDArray[np.int64]:
-        """The best class of every frame, int64 [N]; [1] for one frame."""
-        best: NDArray[np.int64] = np.atleast_2d(self.values).argmax(axis=1)
-        return best
-
-
-@dataclass(frozen=True)
-class _Serving:
-    """A loaded model with what is needed to use it."""
-
-    active: Active
-    manifest: Manifest
-    model: LoadedModel
+_open_models: weakref.WeakSet[LineModel] = weakref.WeakSet()
+_left_to_the_parent: list[Serving] = []
 
 
 class LineModel:
     """The active model of one line. Make it with :meth:`open`; it may be used from several threads.
 
-    When the agent activates another model, ``predict`` notices (it looks at the pointer at most every 200 ms), a
-    thread loads the new model while the old one goes on serving, and then the two change over. If the new one cannot
-    be loaded, the old one stays, the error is logged and kept in ``swap_error``.
+    When the agent activates another model, the next prediction notices (it looks at the pointer at most every 200 ms).
+    A thread loads and warms up the new model while the old one goes on serving, and then the two change over;
+    predictions under way finish on the model that they began with. If the new one cannot be loaded, the old one
+    stays, the error is logged and kept in ``swap_error``, and another try is made after 30 s.
+
+    For that time both models are in memory. Every process opens a ``LineModel`` of its own: one that was opened before
+    a fork cannot be used in the child, where the runtime's threads are missing, and says so.
     """
 
-    def __init__(self, slots: LineSlots, threads: int, look_interval_s: float = LOOK_INTERVAL_S) -> None:
+    def __init__(
+        self,
+        slots: LineSlots,
+        threads: int = 1,
+        providers: Sequence[Provider] = PREFERENCE,
+        workers: int = 1,
+        pending_limit: int = 64,
+        look_interval_s: float = LOOK_INTERVAL_S,
+        retry_interval_s: float = RETRY_INTERVAL_S,
+    ) -> None:
+        if min(threads, workers, pending_limit) < 1:
+            raise InputError("threads, workers and pending_limit are at least 1")
         self.swap_error: KiridashiError | None = None
         self._slots = slots
         self._threads = threads
-        self._interval_s = look_interval_s
+        self._providers = tuple(providers)
+        self._intervals_s = (look_interval_s, retry_interval_s)
+        self._closed = False
         self._swap_lock = threading.Lock()
+        self._looking = threading.Lock()
         self._swapper: threading.Thread | None = None
-        self._seen = _stamp(slots.pointer_path)
-        self._serving: _Serving | None = _load(slots, threads)
+        self._retry_at = math.inf
+        self._free = threading.BoundedSemaphore(pending_limit)
+        self._pending_limit = pending_limit
+        self._workers = ThreadPoolExecutor(workers, thread_name_prefix=f"line-{slots.line}")
+        self._seen = stamp(slots.pointer_path)
+        self._serving: Serving | None = load_active(slots, threads, self._providers)
         self._next_look = time.monotonic() + look_interval_s
+        self._forked = False
+        _open_models.add(self)
 
     @classmethod
-    def open(cls, line: str, state_dir: Path | str | None = None, threads: int = 1) -> LineModel:
-        """Load a line's active model.
+    def open(
+        cls,
+        line: str,
+        state_dir: Path | str | None = None,
+        threads: int = 1,
+        providers: Sequence[Provider] = PREFERENCE,
+        workers: int = 1,
+        pending_limit: int = 64,
+    ) -> LineModel:
+        """Load a line's active model and warm it up.
 
         Args:
             line: the line's name.
             state_dir: the device's state folder; ``$KIRIDASHI_STATE``, else ``/var/lib/kiridashi``.
             threads: threads inside one prediction.
+            providers: what may compute the model, best first; :meth:`info` tells what was chosen. The agent measures
+                with the default, so its figures do not hold for another choice.
+            workers: predictions of :meth:`predict_async` that run at once.
+            pending_limit: predictions of :meth:`predict_async` that may wait or run.
 
         Raises:
-            InputError: not a line name.
-            StateError: no model is active, or the state folder is damaged.
-            BundleError, TrustError: a file is not what its manifest or seal says.
-            RuntimeUnavailableError: the model's runtime is not installed.
+            InputError: not a line name, or a number below 1.
+            StateError: no model is active, the state folder is damaged, or memory is short.
+            BundleError, TrustError: a file is not what its manifest or seal says, or the model cannot run.
+            RuntimeUnavailableError: the model's runtime is not installed, or none of ``providers`` is here.
         """
         folder = default_state_dir() if state_dir is None else Path(state_dir)
-        return cls(LineSlots(folder, line), threads)
+        return cls(LineSlots(folder, line), threads, providers, workers, pending_limit)
 
     def __enter__(self) -> LineModel:
         return self
@@ -137,20 +125,61 @@ class LineModel:
         """The class names. Raises StateError after :meth:`close`."""
         return self._current().manifest.labels
 
-    def predict(self, frame: NDArray[np.uint8]) -> Prediction:
-        """Predict one frame, uint8 RGB [H, W, 3], or a batch [N, H, W, 3]; any size, resized where needed.
+    def info(self) -> LineInfo:
+        """What is serving and what computes it. Raises StateError after :meth:`close`."""
+        return self._current().info(self._slots.line, self._threads, self.swap_error)
+
+    def predict(self, frames: Frames) -> Prediction:
+        """Predict one frame, uint8 RGB [H, W, 3], a batch [N, H, W, 3], or a list of frames; resized where needed.
+
+        The frames of a list may differ in size; its prediction is that of a batch.
 
         Raises:
-            InputError: not such a frame.
+            InputError: not such frames.
+            StateError: the model was closed.
+            BundleError: the runtime fails.
+        """
+        if time.monotonic() >= self._next_look:
+            self._look()
+        return self._current().predict(frames)
+
+    def predict_async(self, frames: Frames) -> Future[Prediction]:
+        """:meth:`predict` in a thread of the model's own; the frames are copied, so the buffer may be used again.
+
+        With one worker, predictions finish in the order of the calls. In asyncio:
+        ``await asyncio.wrap_future(model.predict_async(frame))``.
+
+        Raises:
+            BusyError: as many predictions as ``pending_limit`` are waiting; nothing was accepted.
             StateError: the model was closed.
         """
-        self._look()
-        serving = self._current()
-        batch = to_input(as_frames(frame), serving.manifest.preprocessing, serving.model.layout)
-        values = softmax(serving.model.run(batch))
-        return Prediction(
-            values[0] if frame.ndim == 3 else values, serving.manifest.labels, serving.active.model_digest
-        )
+        self._current()
+        if not self._free.acquire(blocking=False):
+            raise BusyError(
+                f"{self._pending_limit} predictions of line '{self._slots.line}' are waiting already",
+                why="frames come faster than the model predicts",
+                next_step="wait for earlier predictions, or drop this frame",
+            )
+        try:
+            future = self._workers.submit(self._work, _copied(frames))
+        except BaseException as error:
+            self._free.release()
+            if self._closed and isinstance(error, RuntimeError):
+                raise self._was_closed() from error
+            raise
+        future.add_done_callback(self._give_back_if_cancelled)
+        return future
+
+    def _work(self, frames: Frames) -> Prediction:
+        try:
+            return self.predict(frames)
+        finally:
+            # Before the result is set, or whoever waited for it could find its own place still taken.
+            self._free.release()
+
+    def _give_back_if_cancelled(self, future: Future[Prediction]) -> None:
+        if future.cancelled():
+            self._free.release()
 
     def refresh(self) -> bool:
         """Change over to the active model now, and return whether there was another one.
@@ -160,87 +189,83 @@ class LineModel:
         """
         with self._swap_lock:
             serving = self._current()
-            self._seen = _stamp(self._slots.pointer_path)
+            self._seen = stamp(self._slots.pointer_path)
+            self._retry_at = math.inf
             if self._slots.active() == serving.active:
+                self.swap_error = None
                 return False
-            self._serving = _load(self._slots, self._threads)
+            self._serving = load_active(self._slots, self._threads, self._providers)
             self.swap_error = None
             _log.info("line %s changed over to %s", self._slots.line, self._serving.active.model_digest)
             return True
 
     def close(self) -> None:
-        """Drop the model; waits for a change-over under way."""
+        """Refuse new predictions, finish those under way, and drop the model. A second call does nothing."""
+        self._closed = True
+        self._workers.shutdown(wait=True)
         if self._swapper is not None:
             self._swapper.join()
         with self._swap_lock:
             self._serving = None
 
-    def _current(self) -> _Serving:
+    def _current(self) -> Serving:
         serving = self._serving
         if serving is None:
-            raise StateError(f"the model of line '{self._slots.line}' was closed", next_step="open it again")
+            raise self._was_closed()
         return serving
 
+    def _was_closed(self) -> StateError:
+        if self._forked:
+            what = f"the model of line '{self._slots.line}' was opened before this process was forked"
+            return StateError(what, next_step="open it in the new process")
+        return StateError(f"the model of line '{self._slots.line}' was closed", next_step="open it again")
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: refuse to predict. Freeing the model would wait for threads that only the parent has."""
+        if self._serving is not None:
+            _left_to_the_parent.append(self._serving)
+        self._serving, self._swapper, self._swap_lock = None, None, threading.Lock()
+        self._closed = self._forked = True
+        self._workers = ThreadPoolExecutor(1)
+
     def _look(self) -> None:
-        """Start a change-over if the pointer has been replaced; costs a clock reading, and now and then a stat."""
-        now = time.monotonic()
-        if now < self._next_look:
+        """Start a change-over if the pointer has been replaced; costs a stat. One thread looks, the others go on."""
+        if self._closed or not self._looking.acquire(blocking=False):
             return
-        self._next_look = now + self._interval_s
-        stamp = _stamp(self._slots.pointer_path)
-        if stamp == self._seen or (self._swapper is not None and self._swapper.is_alive()):
-            return
-        self._seen = stamp
-        self._swapper = threading.Thread(target=self._swap, name=f"swap-{self._slots.line}", daemon=True)
-        self._swapper.start()
+        try:
+            now = time.monotonic()
+            self._next_look = now + self._intervals_s[0]
+            changed = stamp(self._slots.pointer_path) != self._seen
+            busy = self._swapper is not None and self._swapper.is_alive()
+            if busy or not (changed or now >= self._retry_at):
+                return
+            self._swapper = threading.Thread(target=self._swap, name=f"swap-{self._slots.line}", daemon=True)
+            self._swapper.start()
+        finally:
+            self._looking.release()
 
     def _swap(self) -> None:
         try:
             self.refresh()
         except KiridashiError as error:
+            self._retry_at = time.monotonic() + self._intervals_s[1]
+            if not self._closed and str(error) != str(self.swap_error):
+                _log.error("line %s keeps its model: the new one cannot be used: %s", self._slots.line, error)
             self.swap_error = error
-            _log.error("line %s keeps its model: the new one cannot be used: %s", self._slots.line, error)
 
 
-def _load(slots: LineSlots, threads: int, attempts: int = _LOAD_ATTEMPTS) -> _Serving:
-    """Load what the pointer names; if the pointer is replaced meanwhile, a failure is the old one's: try again."""
-    stamp = _stamp(slots.pointer_path)
-    try:
-        return _load_once(slots, threads)
-    except (KiridashiError, OSError) as error:
-        if attempts > 1 and _stamp(slots.pointer_path) != stamp:
-            return _load(slots, threads, attempts - 1)
-        if isinstance(error, KiridashiError):
-            raise
-        raise StateError(f"the model of line '{slots.line}' cannot be read", why=str(error)) from error
+def _copied(frames: Frames) -> Frames:
+    """The frames in memory of their own; what is no frame stays as it is, and is refused when its turn comes."""
+    if isinstance(frames, np.ndarray):
+        return frames.copy()
+    if isinstance(frames, list | tuple):
+        return [frame.copy() if isinstance(frame, np.ndarray) else frame for frame in frames]
+    return frames
 
 
-def _load_once(slots: LineSlots, threads: int) -> _Serving:
-    active = slots.active()
-    if active is None:
-        raise StateError(
-            f"line '{slots.line}' has no active model",
-            why=f"{slots.pointer_path} does not exist",
-            next_step="run kiridashi-agent run until the line is active; kiridashi-agent status shows where it is",
-        )
-    folder = slots.folder(active.slot)
-    manifest = decode_manifest((folder / MANIFEST_NAME).read_bytes(), str(folder / MANIFEST_NAME))
-    artifact = manifest.artifact(active.artifact)
-    path = slots.model_path(active)
-    if active.tuned:
-        key = load_public_key(slots.root.parent.parent)
-        check_tuned(folder / TUNED_NAME, artifact.name, manifest.digest, active.model_digest, key)
-    elif manifest.digest != active.model_digest:
-        raise TrustError(f"the manifest in {folder} is not the one that was activated")
-    else:
-        check_file(path, artifact)
-    return _Serving(active, manifest, open_model(path, artifact, threads, manifest.artifacts))
+def _after_fork() -> None:
+    for model in list(_open_models):
+        model._leave_to_parent()
 
 
-def _stamp(path: Path) -> _Stamp | None:
-    """Changes whenever the file is replaced; ``None`` if it does not exist."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+os.register_at_fork(after_in_child=_after_fork)

@@ -6,6 +6,7 @@ fine texture does not alias: the filter that imaging libraries call bilinear, wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -22,13 +23,38 @@ def as_frames(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Raises:
         InputError: not uint8, not RGB, or empty.
     """
+    if not isinstance(frames, np.ndarray):
+        raise _unusable(type(frames).__name__)
     batch = frames[None] if frames.ndim == 3 else frames
     if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3 or 0 in batch.shape:
-        raise InputError(
-            f"a frame of {frames.dtype} {list(frames.shape)} cannot be used",
-            why="frames are uint8 RGB, [height, width, 3] or [number, height, width, 3]",
-        )
+        raise _unusable(f"{frames.dtype} {list(frames.shape)}")
     return batch
+
+
+def model_input(
+    frames: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], spec: Preprocessing, layout: Layout
+) -> FloatArray:
+    """:func:`to_input` of one frame, a batch, or a list of frames that may differ in size.
+
+    Raises:
+        InputError: not such frames, or an empty list.
+    """
+    if isinstance(frames, np.ndarray):
+        return to_input(as_frames(frames), spec, layout)
+    if not isinstance(frames, list | tuple) or not frames:
+        raise _unusable("an empty list" if isinstance(frames, list | tuple) else type(frames).__name__)
+    if not all(isinstance(frame, np.ndarray) and frame.ndim == 3 for frame in frames):
+        raise _unusable("a list of other things than frames")
+    return to_input(
+        np.concatenate([resize(as_frames(frame), spec.height, spec.width) for frame in frames]), spec, layout
+    )
+
+
+def _unusable(what: str) -> InputError:
+    return InputError(
+        f"{what} cannot be used as a frame",
+        why="frames are uint8 RGB, [height, width, 3] or [number, height, width, 3], or a list of such frames",
+    )
 
 
 def to_input(frames: NDArray[np.uint8], spec: Preprocessing, layout: Layout) -> FloatArray:
@@ -68,8 +94,10 @@ def resize(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
 
 def softmax(logits: FloatArray) -> FloatArray:
     """Probabilities along the last axis, float32."""
-    values: FloatArray = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    values /= values.sum(axis=-1, keepdims=True)
+    # The ufuncs' own reductions: the methods of arrays go through Python first, which is most of the time here.
+    values: FloatArray = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
+    np.exp(values, out=values)
+    values /= np.add.reduce(values, axis=-1, keepdims=True)
     return values
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kiridashi.errors import BundleError, InputError, RuntimeUnavailableError
 from kiridashi.manifest import Artifact, RuntimeName
-from kiridashi.runtime.protocol import LoadedModel, Loader
+from kiridashi.runtime.protocol import PREFERENCE, LoadedModel, Loader, Provider
 
 __all__ = ["RUNTIMES", "available_runtimes", "installed_runtimes", "open_file", "open_model", "runnable"]
 
@@ -63,7 +63,13 @@ def runnable(artifacts: Sequence[Artifact]) -> tuple[Artifact, ...]:
     return tuple(artifact for artifact in artifacts if artifact.runtime in available)
 
 
-def open_model(path: Path, artifact: Artifact, threads: int = 1, siblings: Sequence[Artifact] = ()) -> LoadedModel:
+def open_model(
+    path: Path,
+    artifact: Artifact,
+    threads: int = 1,
+    siblings: Sequence[Artifact] = (),
+    providers: Sequence[Provider] = PREFERENCE,
+) -> LoadedModel:
     """Open an artifact's file with its runtime.
 
     Args:
@@ -71,10 +77,11 @@ def open_model(path: Path, artifact: Artifact, threads: int = 1, siblings: Seque
         artifact: its manifest entry.
         threads: threads inside one prediction.
         siblings: the bundle's other artifacts, to name an alternative when the runtime is missing.
+        providers: what may compute it, best first.
 
     Raises:
         RuntimeUnavailableError: the runtime is not installed or does not work here; names what to install, and the
-            sibling that an installed runtime could run.
+            sibling that an installed runtime could run. Or none of ``providers`` is here.
         BundleError: not an inference model, or the runtime refuses the file.
     """
     name = artifact.runtime
@@ -82,7 +89,7 @@ def open_model(path: Path, artifact: Artifact, threads: int = 1, siblings: Seque
         raise BundleError(f"'{artifact.name}' is a {artifact.kind} file and cannot predict")
     others = [sibling.name for sibling in runnable(siblings) if sibling.runtime != name]
     hint = f"; or use '{others[0]}', whose runtime is here" if others else ""
-    model = _open(path, name, threads, hint)
+    model = _open(path, name, threads, hint, providers)
     if artifact.input_layout not in (None, model.layout):
         raise BundleError(
             f"'{artifact.name}' takes {model.layout} input, its manifest says {artifact.input_layout}",
@@ -91,7 +98,7 @@ def open_model(path: Path, artifact: Artifact, threads: int = 1, siblings: Seque
     return model
 
 
-def open_file(path: Path, threads: int = 1) -> LoadedModel:
+def open_file(path: Path, threads: int = 1, providers: Sequence[Provider] = PREFERENCE) -> LoadedModel:
     """Open a model file that has no manifest; the runtime follows from ``.onnx`` or ``.tflite``.
 
     Raises:
@@ -102,12 +109,12 @@ def open_file(path: Path, threads: int = 1) -> LoadedModel:
         raise InputError(f"the model file {path} does not exist")
     for name, entry in RUNTIMES.items():
         if path.suffix == entry.suffix:
-            return _open(path, name, threads, "")
+            return _open(path, name, threads, "", providers)
     known = ", ".join(entry.suffix for entry in RUNTIMES.values())
     raise InputError(f"{path} is of an unknown kind", why=f"known are {known}")
 
 
-def _open(path: Path, name: RuntimeName, threads: int, hint: str) -> LoadedModel:
+def _open(path: Path, name: RuntimeName, threads: int, hint: str, providers: Sequence[Provider]) -> LoadedModel:
     entry = RUNTIMES[name]
     if _installed(entry) is None:
         libraries = " or ".join(distribution for _, distribution in entry.libraries)
@@ -118,7 +125,7 @@ def _open(path: Path, name: RuntimeName, threads: int, hint: str) -> LoadedModel
         )
     try:
         load: Loader = importlib.import_module(entry.module).load
-        return load(path, threads)
+        return load(path, threads, providers)
     except ImportError as error:
         raise RuntimeUnavailableError(
             f"{path.name} needs the runtime '{name}', which does not work here",

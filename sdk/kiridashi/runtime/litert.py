@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kiridashi.errors import BundleError
-from kiridashi.runtime.protocol import FloatArray, Layout
+from kiridashi.errors import BundleError, RuntimeUnavailableError
+from kiridashi.runtime.protocol import PREFERENCE, FloatArray, Layout, Provider
+
+_LEGACY = "tflite-runtime"
 
 
 class LitertModel:
@@ -23,50 +26,92 @@ class LitertModel:
 
     layout: Layout = "NHWC"
 
-    def __init__(self, interpreter: Any, runtime: str) -> None:
+    def __init__(self, interpreter: Any, runtime: str, provider: Provider) -> None:
         self.runtime = runtime
+        self.provider = provider
         self._interpreter = interpreter
         self._input = interpreter.get_input_details()[0]
         self._output = interpreter.get_output_details()[0]
+        self._places: tuple[int, int] = (self._input["index"], self._output["index"])
+        self._floats = all(np.dtype(end["dtype"]) == np.float32 for end in (self._input, self._output))
         shape = self._input["shape"]
         self.frame_shape = (int(shape[1]), int(shape[2]))
         self._lock = threading.Lock()
 
     def run(self, batch: FloatArray) -> FloatArray:
         """See :meth:`LoadedModel.run <kiridashi.runtime.protocol.LoadedModel.run>`."""
-        frames = _quantise(batch, self._input)
+        if self._floats:
+            rows: FloatArray = self._run(batch)
+            return rows
+        return _dequantise(self._run(_quantise(batch, self._input)), self._output)
+
+    def _run(self, frames: NDArray[Any]) -> Any:
         with self._lock:
-            rows = [self._run_frame(frames[n : n + 1]) for n in range(len(frames))]
-        return _dequantise(np.concatenate(rows), self._output)
+            if len(frames) == 1:
+                return self._run_frame(frames)
+            return np.concatenate([self._run_frame(frames[n : n + 1]) for n in range(len(frames))])
 
     def _run_frame(self, frame: NDArray[Any]) -> Any:
+        source, result = self._places
         try:
-            self._interpreter.set_tensor(self._input["index"], frame)
+            self._interpreter.set_tensor(source, frame)
             self._interpreter.invoke()
+            return self._interpreter.get_tensor(result)
         except (RuntimeError, ValueError) as error:
             raise BundleError("LiteRT could not run the model", why=str(error)) from error
-        return self._interpreter.get_tensor(self._output["index"])
 
 
-def load(path: Path, threads: int) -> LitertModel:
+def load(path: Path, threads: int, providers: Sequence[Provider] = PREFERENCE) -> LitertModel:
     """Load a TFLite file whose input is one image [1, H, W, 3].
 
-    Raises: as :class:`~kiridashi.runtime.protocol.Loader`.
+    Providers are "xnnpack", and "cpu" for the library's own kernels without it.
+
+    Raises: as :class:`~kiridashi.runtime.protocol.Loader`. tflite-runtime raises BundleError for a dynamically
+        quantised file, which it runs without complaint and with wrong results.
     """
-    interpreter_type, runtime = _library()
+    library, runtime = _library()
+    wanted = [name for name in providers if name in ("xnnpack", "cpu")]
+    if not wanted:
+        raise RuntimeUnavailableError(
+            f"{runtime} has none of the providers {', '.join(providers)}",
+            why="it has xnnpack and cpu",
+            next_step="leave the provider open, or use an ONNX file",
+        )
+    kernels = library.OpResolverType
+    resolver = kernels.AUTO if wanted[0] == "xnnpack" else kernels.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        interpreter = interpreter_type(model_path=str(path), num_threads=threads)
+        interpreter = library.Interpreter(
+            model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
+        )
         interpreter.allocate_tensors()
     except (RuntimeError, ValueError, SystemError) as error:
         raise BundleError(f"{runtime} cannot load {path.name}", why=str(error)) from error
     shape = interpreter.get_input_details()[0]["shape"]
     if len(shape) != 4 or shape[0] != 1 or shape[3] != 3:
         raise BundleError(f"{path.name} takes {[int(n) for n in shape]}, not one RGB image [1, H, W, 3]")
-    return LitertModel(interpreter, runtime)
+    operators = interpreter._get_ops_details()
+    if runtime.startswith(_LEGACY) and is_dynamic(operators, interpreter.get_tensor_details()):
+        raise BundleError(
+            f"{path.name} is quantised dynamically, which {runtime} computes wrongly and without an error",
+            why="it reads float activations and int8 weights in one operator",
+            next_step="pip install 'kiridashi[litert]', or use a static int8 or float file",
+        )
+    delegated = any(operator["op_name"] == "DELEGATE" for operator in operators)
+    if not delegated and "cpu" not in wanted:
+        raise RuntimeUnavailableError(f"{runtime} could not give {path.name} to XNNPACK", next_step="allow cpu too")
+    return LitertModel(interpreter, runtime, "xnnpack" if delegated else "cpu")
+
+
+def is_dynamic(operators: Sequence[dict[str, Any]], tensors: Sequence[dict[str, Any]]) -> bool:
+    """Whether an operator takes float32 and int8 together: activations are then quantised while it runs."""
+    kinds = {int(tensor["index"]): np.dtype(tensor["dtype"]) for tensor in tensors}
+    mixed = {np.dtype(np.float32), np.dtype(np.int8)}
+    taken = ({kinds.get(int(n)) for n in op["inputs"]} for op in operators if op["op_name"] != "DELEGATE")
+    return any(mixed <= kinds_taken for kinds_taken in taken)
 
 
 def _library() -> tuple[Any, str]:
-    """The interpreter class and the library's name and version.
+    """The library's interpreter module, and its name and version.
 
     tflite-runtime 2.14 was built for numpy 1: under numpy 2 it imports and then fails inside ``Interpreter``.
 
@@ -74,16 +119,16 @@ def _library() -> tuple[Any, str]:
         ImportError: neither library is here, or tflite-runtime meets numpy 2.
     """
     try:
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert import interpreter
 
-        return Interpreter, f"ai-edge-litert {importlib.metadata.version('ai-edge-litert')}"
+        return interpreter, f"ai-edge-litert {importlib.metadata.version('ai-edge-litert')}"
     except ModuleNotFoundError:
         if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
             reason = f"tflite-runtime needs numpy below 2, here is {np.__version__}, and ai-edge-litert is not here"
             raise ImportError(reason) from None
-        from tflite_runtime.interpreter import Interpreter as Legacy
+        from tflite_runtime import interpreter as legacy
 
-        return Legacy, f"tflite-runtime {importlib.metadata.version('tflite-runtime')}"
+        return legacy, f"{_LEGACY} {importlib.metadata.version(_LEGACY)}"
 
 
 def _quantise(batch: FloatArray, details: dict[str, Any]) -> NDArray[Any]:

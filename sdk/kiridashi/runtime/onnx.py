@@ -1,4 +1,4 @@
-"""ONNX models on stock onnxruntime, CPU."""
+"""ONNX models on onnxruntime: TensorRT, CUDA or CPU, whichever is here."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from kiridashi.errors import BundleError
-from kiridashi.runtime.protocol import FloatArray, Layout
+from kiridashi.errors import BundleError, RuntimeUnavailableError
+from kiridashi.runtime.protocol import PREFERENCE, FloatArray, Layout, Provider
 
 LOGITS = "logits"
 FEATURES = "features"
+_NAMES: dict[Provider, str] = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+# TF32 rounds the mantissa to 10 bits by default, and the probe would find that the outputs are not the known ones.
+_OPTIONS: dict[Provider, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
 
 
 class OnnxModel:
@@ -22,6 +29,7 @@ class OnnxModel:
 
     def __init__(self, session: Any, runtime: str) -> None:
         self.runtime = runtime
+        self.provider = provider_of(session)
         self._session = session
         self._name: str = session.get_inputs()[0].name
         self._outputs: list[str] = [output.name for output in session.get_outputs()]
@@ -32,7 +40,7 @@ class OnnxModel:
 
     def run(self, batch: FloatArray) -> FloatArray:
         """See :meth:`LoadedModel.run <kiridashi.runtime.protocol.LoadedModel.run>`."""
-        return self.run_outputs(batch, self._logits)[0]
+        return self._run(batch, self._logits)[0]
 
     def run_outputs(self, batch: FloatArray, names: Sequence[str]) -> list[FloatArray]:
         """The outputs called ``names`` for a batch, each float32 [N, …].
@@ -43,35 +51,64 @@ class OnnxModel:
         missing = set(names) - set(self._outputs)
         if missing:
             raise BundleError(f"the ONNX model has no output {', '.join(sorted(missing))}")
+        return self._run(batch, names)
+
+    def _run(self, batch: FloatArray, names: Sequence[str]) -> list[FloatArray]:
+        size = self._batch
         try:
-            if self._batch in (0, len(batch)):
+            if size in (0, len(batch)):
                 return list(self._session.run(names, {self._name: batch}))
-            size = self._batch
-            parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-            results = [self._session.run(names, {self._name: part}) for part in parts]
+            pieces = [_filled(batch[start : start + size], size) for start in range(0, len(batch), size)]
+            results = [self._session.run(names, {self._name: piece}) for piece in pieces]
         except refusals() as error:
             raise BundleError("onnxruntime could not run the model", why=_first_line(error)) from error
-        return [np.concatenate(column) for column in zip(*results, strict=True)]
+        return [np.concatenate(column)[: len(batch)] for column in zip(*results, strict=True)]
 
 
-def load(path: Path, threads: int) -> OnnxModel:
-    """Load an ONNX file whose first input is float32 [N, 3, H, W].
+def load(path: Path, threads: int, providers: Sequence[Provider] = PREFERENCE) -> OnnxModel:
+    """Load an ONNX file whose first input is float32 [N, 3, H, W]; a fixed N is met by splitting and filling up.
 
     Raises: as :class:`~kiridashi.runtime.protocol.Loader`.
     """
     import onnxruntime
 
-    session = make_session(path, threads)
+    session = make_session(path, threads, choose(providers, onnxruntime.get_available_providers()))
     entry = session.get_inputs()[0]
     if entry.type != "tensor(float)" or len(entry.shape) != 4:
         raise BundleError(f"{path.name} takes {entry.type} {entry.shape}, not a batch of float32 images")
     return OnnxModel(session, f"onnxruntime {onnxruntime.__version__}")
 
 
-def make_session(path: Path, threads: int) -> Any:
+def choose(wanted: Sequence[Provider], available: Sequence[str]) -> tuple[Provider, ...]:
+    """Those of ``wanted`` that onnxruntime lists as ``available``, in the order of ``wanted``.
+
+    Raises:
+        RuntimeUnavailableError: there is none.
+    """
+    chosen = tuple(name for name in wanted if _NAMES.get(name) in available)
+    if not chosen:
+        here = [name for name, full in _NAMES.items() if full in available]
+        raise RuntimeUnavailableError(
+            f"onnxruntime has none of the providers {', '.join(wanted)} on this machine",
+            why=f"it has {', '.join(here)}",
+            next_step="leave the provider open, or install the onnxruntime of your GPU",
+        )
+    return chosen
+
+
+def provider_of(session: Any) -> Provider:
+    """What the session really uses first: onnxruntime passes over a GPU whose libraries do not load."""
+    used: list[str] = session.get_providers()
+    return next(name for name, full in _NAMES.items() if full == used[0])
+
+
+def make_session(path: Path, threads: int, providers: Sequence[Provider] = ("cpu",)) -> Any:
     """An ``InferenceSession`` with all graph optimisations, ``threads`` inside an operator and one between them.
 
-    Raises: as :class:`~kiridashi.runtime.protocol.Loader`.
+    Raises:
+        ImportError: onnxruntime is not here.
+        RuntimeUnavailableError: every provider but the CPU failed, and the CPU was not asked for.
+        BundleError: onnxruntime cannot load the file.
     """
     import onnxruntime
 
@@ -79,10 +116,23 @@ def make_session(path: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    listed = [(_NAMES[name], _OPTIONS.get(name, {})) for name in providers]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=listed)
     except refusals() as error:
         raise BundleError(f"onnxruntime cannot load {path.name}", why=_first_line(error)) from error
+    if provider_of(session) not in providers:
+        raise RuntimeUnavailableError(
+            f"onnxruntime could not start {', '.join(providers)}",
+            why="its libraries are missing or do not fit the driver; onnxruntime's log on standard error says which",
+        )
+    return session
+
+
+def _filled(piece: FloatArray, size: int) -> FloatArray:
+    """The piece as a batch of ``size``: the last frame stands in for those that are missing."""
+    lacking = size - len(piece)
+    return np.concatenate([piece, np.repeat(piece[-1:], lacking, axis=0)]) if lacking else piece
 
 
 def refusals() -> tuple[type[Exception], ...]:

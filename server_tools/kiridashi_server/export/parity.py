@@ -9,6 +9,7 @@ from kiridashi.errors import KiridashiError
 from kiridashi.manifest import ArtifactKind, Parity
 from kiridashi.runtime import open_file
 from kiridashi.runtime.onnx import load
+from kiridashi.runtime.protocol import Provider
 from numpy.typing import NDArray
 
 from kiridashi_server.export.calibration import Calibration
@@ -31,6 +32,8 @@ float32 differs by the order of additions only, which measures about 4e-7; float
 about 7e-4; for int8 the bound merely refuses nonsense, as what counts there is the agreement of the best class.
 """
 _FEATURE_TOLERANCE = 1e-4
+# A GPU in the server must not change what the manifest says.
+_PROVIDERS: tuple[Provider, ...] = ("xnnpack", "cpu")
 
 
 def run_artifact(path: Path, inputs: Float32) -> Float32:
@@ -48,7 +51,7 @@ def run_artifact(path: Path, inputs: Float32) -> Float32:
     """
     try:
         with quiet_libraries():
-            model = open_file(path)
+            model = open_file(path, providers=_PROVIDERS)
             frames = inputs if model.layout == "NCHW" else np.ascontiguousarray(inputs.transpose(0, 2, 3, 1))
             return np.concatenate([model.run(frames[n : n + 1]) for n in range(len(frames))])
     except KiridashiError as error:
@@ -95,7 +98,7 @@ def check_batch(path: Path, calibration: Calibration) -> None:
         ExportError: a difference beyond the tolerance (for features, 1e-4 of the largest).
     """
     with quiet_libraries():
-        logits, features = load(path, 1).run_outputs(calibration.inputs, OUTPUT_NAMES)
+        logits, features = load(path, 1, _PROVIDERS).run_outputs(calibration.inputs, OUTPUT_NAMES)
     why = objection(compare(calibration, logits, "onnx-fp32"), 0.0)
     difference = np.abs(features - calibration.features).max()
     if difference > _FEATURE_TOLERANCE * np.abs(calibration.features).max():

@@ -41,8 +41,8 @@ class RecoverSettings:
 
     Attributes:
         iterations: optimiser steps (Adam) on all weights after the closed-form part; 0 is allowed.
-        learning_rate: of Adam, falling to zero along a cosine; ``None``: 5e-4 for 20 iterations, in proportion for other
-            numbers, at most 1e-3. A long run stands, and needs, a higher rate than a short one.
+        learning_rate: of Adam, falling to zero along a cosine; ``None``: 5e-4 for 20 iterations, in proportion for
+            other numbers, at most 1e-3. A long run stands, and needs, a higher rate than a short one.
         batch_size: images a step.
         ridge: relative strength of the head's ridge regression.
         repair: whether consumers are re-fitted in closed form after the cut; decides the treatment of statistics.

@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-import kiridashi.line as line_module
+import kiridashi.serving as serving_module
 import msgspec
 import numpy as np
 import pytest
@@ -196,7 +196,7 @@ def test_a_pointer_replaced_while_loading_is_followed(
             device.slots.prepare("a")
         check_file(path, artifact)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(line_module, "check_file", read_late)
+    monkeypatch.setattr(serving_module, "check_file", read_late)
     with LineModel.open("press-3", device.state_dir) as model:
         assert model.predict(IMAGES[0]).model_digest == manifest.digest
     assert len(reads) == 2

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from kiridashi.artifacts import read_bundle
 from kiridashi.errors import BundleError, InputError, RuntimeUnavailableError
 from kiridashi.preprocess import to_input
-from kiridashi.runtime import available_runtimes, open_file, open_model, runnable
+from kiridashi.runtime import available_runtimes, litert, open_file, open_model, runnable
 from kiridashi.runtime.litert import LitertModel
-from kiridashi.runtime.onnx import load
+from kiridashi.runtime.onnx import choose, load
+from kiridashi.runtime.protocol import PREFERENCE
 
+from tests.assets.dynamic_tflite import write_dynamic
 from tests.assets.tiny_bundle import CLASSES, SIDE, WIDTH
 
 
@@ -142,7 +145,80 @@ def test_quantised_input_and_output_are_converted() -> None:
         def get_tensor(self, index: int) -> np.ndarray:
             return self.out
 
-    model = LitertModel(Interpreter(), "test")
+    model = LitertModel(Interpreter(), "test", "cpu")
     batch = np.zeros((2, 2, 2, 3), np.float32)
     batch[1] = 1.0
     assert model.run(batch).tolist() == [[4.0, 4.0], [8.0, 8.0]]
+
+
+@pytest.mark.parametrize("frames", [1, 3, 4, 9])
+def test_a_fixed_batch_is_met_by_splitting_and_filling_up(bundle: Path, frames: int) -> None:
+    images, expected = probe_of(bundle)
+    fixed = onnx.load(bundle / "model.onnx")
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(fixed, bundle / "fixed.onnx")
+    x = to_input(images[:frames], read_bundle(bundle).preprocessing, "NCHW")
+    model = load(bundle / "fixed.onnx", 1)
+    logits, features = model.run_outputs(x, ["logits", "features"])
+    assert features.shape == (frames, WIDTH)
+    np.testing.assert_allclose(logits, expected["model.onnx"][:frames], atol=1e-5)
+    np.testing.assert_array_equal(model.run(x), logits)
+
+
+def test_the_preferred_provider_that_is_here_is_chosen_and_reported(bundle: Path) -> None:
+    gpu = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    assert choose(PREFERENCE, gpu) == ("tensorrt", "cuda", "cpu")
+    assert choose(("cuda", "cpu"), gpu) == ("cuda", "cpu")
+    assert choose(PREFERENCE, ["AzureExecutionProvider", "CPUExecutionProvider"]) == ("cpu",)
+    with pytest.raises(RuntimeUnavailableError, match="none of the providers tensorrt, xnnpack"):
+        choose(("tensorrt", "xnnpack"), gpu[1:])
+    assert open_file(bundle / "model.onnx").provider == "cpu"
+    with pytest.raises(RuntimeUnavailableError, match="providers cuda"):
+        load(bundle / "model.onnx", 1, ("cuda",))
+
+
+def test_a_gpu_that_does_not_start_is_not_reported_as_used(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime lists what it was built for; a provider whose libraries do not load is passed over in silence."""
+    import onnxruntime
+
+    real = onnxruntime.InferenceSession
+    asked = []
+
+    def pass_over(path: str, options: object, providers: list[tuple[str, dict[str, str]]]) -> object:
+        asked.append(providers)
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "InferenceSession", pass_over)
+    assert load(bundle / "model.onnx", 1).provider == "cpu"
+    assert asked == [[("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {})]]
+    with pytest.raises(RuntimeUnavailableError, match="could not start cuda"):
+        load(bundle / "model.onnx", 1, ("cuda",))
+
+
+def test_litert_with_and_without_xnnpack(bundle: Path) -> None:
+    images, expected = probe_of(bundle)
+    x = to_input(images, read_bundle(bundle).preprocessing, "NHWC")
+    for providers, used in ((PREFERENCE, "xnnpack"), (("xnnpack",), "xnnpack"), (("cpu", "xnnpack"), "cpu")):
+        model = litert.load(bundle / "model.tflite", 1, providers)  # type: ignore[arg-type]
+        assert model.provider == used
+        np.testing.assert_allclose(model.run(x), expected["model.tflite"], atol=1e-5)
+    with pytest.raises(RuntimeUnavailableError, match="providers cuda"):
+        litert.load(bundle / "model.tflite", 1, ("cuda",))
+
+
+def test_a_dynamically_quantised_file_is_refused_on_tflite_runtime_only(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dynamic(bundle / "model.tflite", bundle / "dynamic.tflite")
+    images, expected = probe_of(bundle)
+    x = to_input(images, read_bundle(bundle).preprocessing, "NHWC")
+    assert np.abs(open_file(bundle / "dynamic.tflite").run(x) - expected["model.tflite"]).max() < 0.5
+    library, _ = litert._library()
+    monkeypatch.setattr(litert, "_library", lambda: (library, "tflite-runtime 2.14.0"))
+    with pytest.raises(BundleError, match="quantised dynamically") as caught:
+        open_file(bundle / "dynamic.tflite")
+    assert "kiridashi[litert]" in caught.value.next_step
+    assert open_file(bundle / "model.tflite").runtime == "tflite-runtime 2.14.0"
