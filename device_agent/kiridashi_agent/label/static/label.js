@@ -1,0 +1,32 @@
+"use strict";
+// Keys for the buttons, and nothing is answered twice: a second tap, or one meant for the frame before, does not count.
+(() => {
+  const GUARD_MS = 350;
+  const shown = performance.now();
+  let sent = false;
+
+  document.addEventListener("submit", (event) => {
+    const early = performance.now() - shown < GUARD_MS && event.target.matches(".answers, .undo");
+    if (sent || early) {
+      event.preventDefault();
+      return;
+    }
+    sent = true;
+    document.body.classList.add("sent");
+    if (event.submitter) event.submitter.classList.add("pressed");
+  });
+
+  window.addEventListener("pageshow", (event) => {
+    if (event.persisted) location.reload();
+  });
+
+  document.addEventListener("keydown", (event) => {
+    if (event.repeat || event.ctrlKey || event.altKey || event.metaKey || event.target.matches("input")) return;
+    const key = event.key === "Backspace" ? "z" : event.key.toLowerCase();
+    if (!/^[1-9unz]$/.test(key)) return;
+    const button = document.querySelector(`button[data-key="${key}"]`);
+    if (!button) return;
+    event.preventDefault();
+    button.click();
+  });
+})();
