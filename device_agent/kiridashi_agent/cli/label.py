@@ -7,20 +7,21 @@ import ipaddress
 import signal
 import sys
 import threading
-from collections import Counter
 from types import FrameType
 
+import msgspec
 from kiridashi.artifacts import MANIFEST_NAME
 from kiridashi.command import Command, Outcome
 from kiridashi.errors import InputError, StateError
 from kiridashi.manifest import decode_manifest
 from kiridashi.slots import LineSlots
-from kiridashi.spool import AnswerLog, SpoolFolder
+from kiridashi.spool import SpoolFolder
 
 from kiridashi_agent.cli.place import add_line_argument, add_state_argument
 from kiridashi_agent.label.access import Access
 from kiridashi_agent.label.server import LabelServer
 from kiridashi_agent.label.session import LabelGoal, LabelSession
+from kiridashi_agent.label.summary import named_frames
 
 DEFAULT_PORT = 8770
 
@@ -55,7 +56,8 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         _say(f"code for other hosts: {access.code}")
         _say("the connection is not encrypted: use it in a network that you trust, or through an SSH tunnel")
     _serve_until_stopped(server)
-    return _outcome(folder)
+    frames = named_frames(folder)
+    return Outcome({"line": folder.line, **msgspec.to_builtins(frames)}, f"frames of line '{folder.line}': {frames}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -94,23 +96,6 @@ def _serve_until_stopped(server: LabelServer) -> None:
         server.server_close()
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _outcome(folder: SpoolFolder) -> Outcome:
-    kept = {place.name for place in folder.scan(folder.answered)}
-    answers = [answer for answer in AnswerLog(folder.answers_path).answers() if answer.entry in kept]
-    named = Counter(answer.label for answer in answers if answer.kind == "class")
-    data = {
-        "line": folder.line,
-        "named": dict(sorted(named.items())),
-        "unsure": sum(answer.kind == "unsure" for answer in answers),
-        "none": sum(answer.kind == "none" for answer in answers),
-        "waiting": len(folder.scan(folder.frames)) + len(kept) - len(answers),
-        "damaged": folder.damaged(),
-    }
-    classes = ", ".join(f"{label} {count}" for label, count in sorted(named.items())) or "none yet"
-    text = f"named frames of line '{folder.line}': {classes}; waiting: {data['waiting']}"
-    return Outcome(data, text + (f"; unreadable, set aside: {data['damaged']}" if data["damaged"] else ""))
 
 
 def _say(text: str) -> None:

@@ -11,6 +11,8 @@ from kiridashi_agent.label.texts import LANGUAGES, TEXTS, Language
 
 MAX_INITIALS = 8
 REFRESH_S = 15
+CRISP_SIDE = 400
+FEW_CLASSES = 6
 _KEYS = "123456789"
 
 
@@ -31,12 +33,12 @@ class Visit:
 def naming_page(visit: Visit, view: View) -> str:
     """The page with one frame, or with the news that none is waiting."""
     body = _frame(visit, view) if view.entry else _empty(visit, view)
-    notes = [visit.text("private")]
+    notes = [f"<span>{visit.text('private')}</span>"]
     if view.entry:
         notes.append(f'<span class="keys">{visit.text("keys")}</span>')
     if view.damaged:
         notes.append(f"<strong>{visit.text('damaged', count=view.damaged)}</strong>")
-    footer = f"<footer>{' · '.join(notes)}</footer>"
+    footer = f"<footer>{''.join(notes)}</footer>"
     return _page(visit, _header(visit, view) + body + footer, refresh=not view.entry)
 
 
@@ -104,10 +106,12 @@ def _frame(visit: Visit, view: View) -> str:
     buttons = [_choice(visit, choice, key, is_guess=guess) for (choice, guess), key in zip(choices, keys, strict=False)]
     guesses, others = "".join(buttons[: len(view.guesses)]), "".join(buttons[len(view.guesses) :])
     done = f'<p class="done" role="status">{t("done")}</p>' if view.named >= view.wanted else ""
+    many = " many" if len(choices) > FEW_CLASSES else ""
+    crisp = ' class="crisp"' if max(view.height, view.width) <= CRISP_SIDE else ""  # larger ones are shrunk, not grown
     return (
-        f'<main class="naming"><div class="look"><figure><img src="/frame/{escape(view.entry)}.png" '
+        f'<main class="naming"><div class="look"><figure><img{crisp} src="/frame/{escape(view.entry)}.png" '
         f'width="{view.width}" height="{view.height}" alt="{t("picture")}"></figure>{_undo(visit, view)}</div>'
-        f'<form class="answers" method="post" action="/answer">{_secret(visit)}'
+        f'<form class="answers{many}" method="post" action="/answer">{_secret(visit)}'
         f'<input type="hidden" name="entry" value="{escape(view.entry)}"><h2>{t("question")}</h2>{done}'
         f'<div class="scroll">{f"""<div class="guesses">{guesses}</div>""" if guesses else ""}'
         f'<div class="others">{others}</div></div><div class="outs">'
@@ -125,7 +129,7 @@ def _choice(visit: Visit, choice: ClassChoice, key: str, *, is_guess: bool) -> s
     if is_guess:
         told = (
             f'<span class="told"><meter value="{percent}" max="100" aria-hidden="true"></meter>'
-            f"<small>{visit.text('guess', percent=percent)}</small></span>"
+            f"<small><span>{visit.text('guess')}</span> {percent} %</small></span>"
         )
     mark = f"<kbd>{key}</kbd>" if key else ""
     return (

@@ -16,6 +16,14 @@
     if (event.submitter) event.submitter.classList.add("pressed");
   });
 
+  const list = document.querySelector(".scroll");
+  const look = () => list.classList.toggle("more", list.scrollTop + list.clientHeight < list.scrollHeight - 8);
+  if (list) {
+    list.addEventListener("scroll", look);
+    window.addEventListener("resize", look);
+    look();
+  }
+
   window.addEventListener("pageshow", (event) => {
     if (event.persisted) location.reload();
   });
