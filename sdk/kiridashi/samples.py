@@ -1,8 +1,8 @@
 """Local samples: labelled frames, in ``.npz`` files or named in the spool, that stay on the device.
 
-A ``.npz`` file holds ``images`` uint8 [N, H, W, 3], ``labels`` [N] (class names, or indices into the manifest's labels) and,
-if the user wants to choose the hold-out, ``holdout`` bool [N]. Files are read without pickle, and their unpacked size
-is checked before they are unpacked.
+A ``.npz`` file holds ``images`` uint8 [N, H, W, 3], ``labels`` [N] (class names, or indices into the manifest's
+labels) and, if the user wants to choose the hold-out, ``holdout`` bool [N]. Files are read without pickle, and their
+unpacked size is checked before they are unpacked.
 """
 
 from __future__ import annotations

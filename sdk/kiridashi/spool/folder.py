@@ -20,7 +20,6 @@ from kiridashi.spool.entries import (
     Place,
     decode_frame,
     decode_header,
-    encode_frame,
     parse_name,
 )
 
@@ -84,8 +83,8 @@ class SpoolFolder:
             self.set_aside(path, "it is not a kept frame")
         return sorted(places, key=lambda place: place.rank)
 
-    def add(self, name: str, frame: Frame) -> None:
-        """Write a frame into ``frames``: it appears whole or not at all. Raises OSError.
+    def add(self, name: str, data: bytes) -> None:
+        """Write an encoded frame into ``frames``: it appears whole or not at all. Raises OSError.
 
         Not synced: a frame that a power cut tears is found by its check sum, and waiting for the disk would wear it.
         """
@@ -93,7 +92,7 @@ class SpoolFolder:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(encode_frame(frame))
+                file.write(data)
             part.replace(self.frames / name)
         except BaseException:
             part.unlink(missing_ok=True)

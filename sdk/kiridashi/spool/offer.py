@@ -31,7 +31,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kiridashi.slots import default_state_dir
-from kiridashi.spool.entries import MAX_PIXEL_BYTES, MAX_SIDE, MAX_VALUES, Frame, FrameHeader, Kind, Place, new_name
+from kiridashi.spool.entries import (
+    MAX_PIXEL_BYTES,
+    MAX_SIDE,
+    MAX_VALUES,
+    Frame,
+    FrameHeader,
+    Kind,
+    Place,
+    encode_frame,
+    new_name,
+)
 from kiridashi.spool.folder import SpoolFolder, remove
 
 if TYPE_CHECKING:
@@ -215,13 +225,13 @@ class Spool:
         if uncertain is not None and "random" in waiting and waiting["random"].frame is uncertain.frame:
             del waiting["uncertain"]  # one file is enough, and taking it out of the draw would bend the draw
         for kind, candidate in waiting.items():
-            frame = _encoded(candidate, self.folder.line, self.limits.frame_bytes)
+            data = _encoded(candidate, self.folder.line, self.limits.frame_bytes)
             places = [place for place in self.folder.scan(self.folder.frames) if place.kind == kind]
-            leaving = displaced(places, len(frame.pixels), kind, self.limits)
+            leaving = displaced(places, len(data), kind, self.limits)
             if leaving and leaving[-1].rank >= candidate.rank:
                 continue
             remove(self.folder.frames, leaving)
-            self.folder.add(new_name(kind, candidate.rank, candidate.clock_s), frame)
+            self.folder.add(new_name(kind, candidate.rank, candidate.clock_s), data)
             with self._lock:
                 self._written += 1
         self._set_bars(self.folder.scan(self.folder.frames))
@@ -276,7 +286,7 @@ def _check(frame: NDArray[np.uint8], values: NDArray[np.float32], labels: Sequen
         raise ValueError(f"{values.size} values have {len(labels)} labels")
 
 
-def _encoded(candidate: _Candidate, line: str, limit: int) -> Frame:
+def _encoded(candidate: _Candidate, line: str, limit: int) -> bytes:
     pixels = candidate.frame
     while pixels.nbytes > min(limit, MAX_PIXEL_BYTES) and min(pixels.shape[:2]) > 1:
         height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
@@ -293,4 +303,4 @@ def _encoded(candidate: _Candidate, line: str, limit: int) -> Frame:
         labels=candidate.labels,
         crc=zlib.crc32(data),
     )
-    return Frame(header, data)
+    return encode_frame(Frame(header, data))
