@@ -13,7 +13,7 @@ from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from kiridashi.errors import InputError, KiridashiError, StateError
 
@@ -201,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
             morsel = SimpleCookie(self.headers.get("Cookie", "")).get(f"kiridashi_{name}_{self.server.server_port}")
         except CookieError:
             return ""
-        return morsel.value if morsel else ""
+        return unquote(morsel.value) if morsel else ""
 
     def _form(self) -> dict[str, str] | None:
         """The fields of a small form; ``None`` if it is not one."""
@@ -228,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in (cookies or {}).items():
             jar: SimpleCookie = SimpleCookie()
             key = f"kiridashi_{name}_{self.server.server_port}"
-            jar[key] = value
+            jar[key] = quote(value, safe="")
             attributes = {"path": "/", "httponly": True, "samesite": "Strict"}
             for attribute, setting in (attributes if name == "key" else attributes | {"max-age": _YEAR_S}).items():
                 jar[key][attribute] = setting
