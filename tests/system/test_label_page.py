@@ -169,7 +169,19 @@ def test_a_second_tap_is_not_an_answer_for_the_next_frame(browser, served) -> No
     box = watched.page.locator("button.guess").first.bounding_box()
     for _ in range(3):
         watched.page.touchscreen.tap(box["x"] + 20, box["y"] + 20)
-    watched.page.wait_for_timeout(300)
+    watched.page.wait_for_timeout(500)
+    assert len(served.answers()) == 1
+
+
+def test_a_tap_meant_for_the_frame_before_does_not_count(browser, served) -> None:
+    context = browser.new_context(viewport=PANEL)
+    early = "addEventListener('load', () => setTimeout(() => document.querySelector('button.guess').click(), 60))"
+    context.add_init_script(early)
+    watched = Watched(context, served.url)
+    watched.page.wait_for_timeout(600)
+    assert served.answers() == []
+    watched.press("1")
+    watched.page.wait_for_timeout(600)
     assert len(served.answers()) == 1
 
 
