@@ -14,7 +14,8 @@ whoever adds one also removes the least useful. Nothing here imports numpy.
 from kiridashi.spool.answers import Answer, AnswerLog
 from kiridashi.spool.entries import Frame, FrameHeader, Place
 from kiridashi.spool.folder import SpoolFolder
-from kiridashi.spool.offer import Spool, SpoolCounts, SpoolLimits
+from kiridashi.spool.limits import SpoolLimits
+from kiridashi.spool.offer import Spool, SpoolCounts
 
 __all__ = [
     "Answer",

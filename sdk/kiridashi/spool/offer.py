@@ -28,8 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from kiridashi.slots import default_state_dir
 from kiridashi.spool.entries import (
     MAX_PIXEL_BYTES,
@@ -43,38 +41,13 @@ from kiridashi.spool.entries import (
     new_name,
 )
 from kiridashi.spool.folder import SpoolFolder, remove
+from kiridashi.spool.limits import SpoolLimits, displaced
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-RANDOM_SHARE = 0.25
-_MIB = 1024 * 1024
 _log = logging.getLogger(__name__)
-
-
-class SpoolLimits(msgspec.Struct, frozen=True):
-    """How much is kept and how often something is written.
-
-    Attributes:
-        frames: files in ``frames`` at most.
-        bytes: and their bytes.
-        frame_bytes: larger frames are halved until they are not above it.
-        filling_s: seconds between two writes while there is room.
-        full_s: seconds between two writes when each displaces a frame; bounds the wear of the disk.
-        rest_s: after a write failed, nothing is tried for so long.
-        free_disk_bytes: always left free on the disk.
-        fading_s: running time after which a frame's rank has fallen by 1.
-    """
-
-    frames: int = 512
-    bytes: int = 64 * _MIB
-    frame_bytes: int = _MIB
-    filling_s: float = 0.25
-    full_s: float = 10.0
-    rest_s: float = 30.0
-    free_disk_bytes: int = 32 * _MIB
-    fading_s: float = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -249,20 +222,6 @@ class Spool:
             is_new, self._error = reason != self._error, reason
         if is_new:
             _log.warning("line=%s %s", self.folder.line, reason)
-
-
-def displaced(places: Sequence[Place], size: int, kind: Kind, limits: SpoolLimits) -> list[Place]:
-    """Which of a set's frames (lowest rank first) have to leave for one more of ``size`` bytes."""
-    share = RANDOM_SHARE if kind == "random" else 1 - RANDOM_SHARE
-    frames, space = max(1, int(limits.frames * share)), limits.bytes * share
-    total, number = sum(place.bytes for place in places) + size, len(places) + 1
-    leaving = []
-    for place in places:
-        if number <= frames and total <= space:
-            break
-        leaving.append(place)
-        number, total = number - 1, total - place.bytes
-    return leaving
 
 
 def _margin(values: NDArray[np.float32]) -> float:

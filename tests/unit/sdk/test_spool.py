@@ -19,7 +19,7 @@ from kiridashi.spool import Answer, AnswerLog, Frame, FrameHeader, Place, Spool,
 from kiridashi.spool.answers import MAX_LOG_BYTES
 from kiridashi.spool.entries import decode_frame, encode_frame, new_name, parse_name
 from kiridashi.spool.folder import MAX_ASIDE
-from kiridashi.spool.offer import displaced
+from kiridashi.spool.limits import displaced
 
 LABELS = ("dent", "ok", "scratch")
 QUICK = SpoolLimits(frames=16, filling_s=0.001, full_s=0.001, rest_s=0.05, free_disk_bytes=0)
