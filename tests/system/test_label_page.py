@@ -175,7 +175,7 @@ def test_a_second_tap_is_not_an_answer_for_the_next_frame(browser, served) -> No
 
 def test_a_tap_meant_for_the_frame_before_does_not_count(browser, served) -> None:
     context = browser.new_context(viewport=PANEL)
-    early = "addEventListener('load', () => setTimeout(() => document.querySelector('button.guess').click(), 60))"
+    early = "addEventListener('load', () => setTimeout(() => document.querySelector('button.guess').click(), 0))"
     context.add_init_script(early)
     watched = Watched(context, served.url)
     watched.page.wait_for_timeout(600)

@@ -1,9 +1,12 @@
 "use strict";
-// Keys for the buttons, and nothing is answered twice: a second tap, or one meant for the frame before, does not count.
+// Keys for the buttons, and nothing is answered unseen: a second tap, or one before the frame has been there for a
+// moment, does not count.
 (() => {
   const GUARD_MS = 350;
-  const shown = performance.now();
+  let shown = Infinity;
   let sent = false;
+
+  window.addEventListener("load", () => { shown = performance.now(); });
 
   document.addEventListener("submit", (event) => {
     const early = performance.now() - shown < GUARD_MS && event.target.matches(".answers, .undo");
