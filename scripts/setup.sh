@@ -49,6 +49,12 @@ apt_install() {
   say "mosquitto could not be installed; the quickstart will use the broker from a wheel and say so"
 }
 
+has_chromium() { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null
+[ "$extra" != dev ] || has_chromium || apt_install chromium fonts-ipafont-gothic || {
+  echo "the tests of pages need a browser: apt-get install chromium, then run this again" >&2
+  exit 2
+}
+
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 index=()
 [ -z "${TORCH_INDEX:-}" ] || index=(--extra-index-url "$TORCH_INDEX")

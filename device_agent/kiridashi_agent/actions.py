@@ -20,6 +20,7 @@ from kiridashi.manifest import Manifest, decode_manifest
 from kiridashi.messages import ErrorReport
 from kiridashi.runtime import installed_runtimes
 from kiridashi.slots import TUNED_NAME, Active, LineSlots, Slot
+from kiridashi.spool import SpoolFolder
 
 from kiridashi_agent.choice import Measured, can_be_tuned, candidates, fastest_within, nearest, needed_files
 from kiridashi_agent.download import check_room, chunk_places, download
@@ -166,7 +167,7 @@ class Actions:
             line=line,
             slot=_slot(record),
             artifact=record.chosen,
-            samples=str(section.samples),
+            samples=str(section.samples or ""),
             device=self._config.device.id,
             threads=section.threads,
             max_recall_drop=section.max_recall_drop,
@@ -209,7 +210,8 @@ class Actions:
 
     def _will_tune(self, line: str, manifest: Manifest) -> bool:
         section = self._line(line)
-        has_samples = section.samples is not None and any(section.samples.glob("*.npz"))
+        has_files = section.samples is not None and any(section.samples.glob("*.npz"))
+        has_samples = has_files or SpoolFolder(self._state, line).answers_path.is_file()
         can_train = manifest.train is not None and "onnxruntime" in self._runtimes()
         return section.tune and has_samples and can_train
 

@@ -28,6 +28,7 @@ from kiridashi.runtime.onnx import FEATURES, OnnxModel, load
 from kiridashi.runtime.protocol import FloatArray, LoadedModel
 from kiridashi.samples import Samples, load_samples
 from kiridashi.slots import TUNED_NAME, LineSlots
+from kiridashi.spool import SpoolFolder
 from kiridashi.trust import SEAL_NAME, VALUES_NAME, Seal, load_or_create_key, sign_seal
 from numpy.typing import NDArray
 
@@ -77,7 +78,9 @@ def run(request: TuneRequest) -> TuneOutcome:
     _clear(slots, request)
     bundle = _open_bundle(slots, request)
     size = bundle.manifest.preprocessing
-    samples = load_samples(Path(request.samples), bundle.manifest.labels, size.height, size.width)
+    folder = Path(request.samples) if request.samples else None
+    spool = SpoolFolder(Path(request.state_dir), request.line)
+    samples = load_samples(folder, bundle.manifest.labels, size.height, size.width, spool)
     train, held = samples.part(holdout=False), samples.part(holdout=True)
     shortage = _shortage(train, held, bundle.manifest.labels)
     if shortage:

@@ -95,7 +95,7 @@ class Interleaved(msgspec.Struct, frozen=True):
 
 
 class TuneRequest(msgspec.Struct, frozen=True):
-    """Tune the bundle in a slot on local samples.
+    """Tune the bundle in a slot on local samples: the folder ``samples`` (empty: none) and the line's named frames.
 
     ``state_dir``, ``line`` and ``slot`` name the slot; ``artifact`` is the file that would be deployed untuned. The
     bundle's ``onnx-fp32`` file, train step and train state are needed beside it. ``iterations`` overrides the

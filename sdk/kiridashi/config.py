@@ -45,7 +45,8 @@ class BrokerSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[lines.NAME]``: how one line's model runs here.
 
-    ``samples`` is a folder of labelled samples; without it, or with ``tune = false``, nothing is tuned.
+    ``samples`` is a folder of labelled samples; frames that were named on the device count too. Without any, or with
+    ``tune = false``, nothing is tuned.
     ``max_recall_drop`` is the share of its recall that no class may lose by tuning; 1 lets accuracy alone decide.
     """
 

@@ -1,8 +1,8 @@
-"""Local samples: labelled frames in ``.npz`` files that stay on the device.
+"""Local samples: labelled frames, in ``.npz`` files or named in the spool, that stay on the device.
 
-A file holds ``images`` uint8 [N, H, W, 3], ``labels`` [N] (class names, or indices into the manifest's labels) and,
-if the user wants to choose the hold-out, ``holdout`` bool [N]. Files are read without pickle, and their unpacked size
-is checked before they are unpacked.
+A ``.npz`` file holds ``images`` uint8 [N, H, W, 3], ``labels`` [N] (class names, or indices into the manifest's
+labels) and, if the user wants to choose the hold-out, ``holdout`` bool [N]. Files are read without pickle, and their
+unpacked size is checked before they are unpacked.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from kiridashi.artifacts import write_atomic
 from kiridashi.errors import InputError
 from kiridashi.preprocess import as_frames, resize
+from kiridashi.spool import AnswerLog, SpoolFolder
 
 MAX_FILES = 256
 MAX_UNPACKED_BYTES = 256 * 1024 * 1024
@@ -64,32 +65,89 @@ def write_samples(
     write_atomic(path, buffer.getvalue())
 
 
-def load_samples(folder: Path, labels: Sequence[str], height: int, width: int) -> Samples:
-    """Read every ``.npz`` file of a folder, in the order of their names.
+def load_samples(
+    folder: Path | None, labels: Sequence[str], height: int, width: int, spool: SpoolFolder | None = None
+) -> Samples:
+    """Read every ``.npz`` file of a folder, in the order of their names, and the frames that people named.
 
     Frames of another size are resized. Of identical frames one is kept, a hold-out copy before others, so that no
     frame is both learnt from and judged by. Where no file says which samples are the hold-out, a quarter of every
     class is held out (at least one, if the class has two): those whose content hashes come first, so adding files
-    does not depend on names or order.
+    does not depend on names or order. Of the named frames a quarter is held out in any case, in the same way; a frame
+    that is in a file too counts as the file says.
 
     Args:
-        folder: the folder.
+        folder: the folder; ``None`` leaves only the spool.
         labels: the class names, in the model's order.
         height: rows of the frames returned.
         width: columns of the frames returned.
+        spool: where people named frames; see :func:`labelled_samples`.
 
     Raises:
-        InputError: no folder or no files, too many or too large, an unreadable file, an unknown class, or one frame
+        InputError: nothing to read from, too many or too large files, an unreadable one, an unknown class, or one frame
             under two classes.
+        StateError: the answers of the spool cannot be read.
     """
+    named = labelled_samples(spool, labels, height, width) if spool is not None else None
+    if folder is None:
+        if named is None:
+            raise InputError("there are neither sample files nor a spool to read")
+        return named
+    if named is not None and len(named) and not any(folder.glob("*.npz")):
+        return named
+    filed = _load_folder(folder, labels, height, width)
+    return filed if named is None else _joined(filed, named)
+
+
+def labelled_samples(spool: SpoolFolder, labels: Sequence[str], height: int, width: int) -> Samples:
+    """The frames of a spool that people gave a class which the model knows; none, if there are none.
+
+    Frames of another size are resized, and a quarter of every class is held out as by :func:`load_samples`. Of frames
+    with the same pixels the last answer counts. Damaged ones are set aside.
+
+    Raises:
+        StateError: the answers cannot be read.
+    """
+    named: dict[str, tuple[NDArray[np.uint8], int]] = {}
+    for answer in AnswerLog(spool.answers_path).answers():
+        frame = spool.read(spool.answered / answer.entry) if answer.label in labels else None
+        if frame is not None:
+            image = np.frombuffer(frame.pixels, np.uint8).reshape(1, frame.header.height, frame.header.width, 3)
+            sized = resize(image, height, width)[0]
+            named[_key(sized)] = sized, labels.index(answer.label)
+    if not named:
+        return Samples(np.empty((0, height, width, 3), np.uint8), np.empty(0, np.int64), np.empty(0, np.bool_))
+    classes = np.array([label for _, label in named.values()], np.int64)
+    return Samples(
+        np.stack([image for image, _ in named.values()]),
+        classes,
+        _hold_out(list(named), classes, np.arange(len(named))),
+    )
+
+
+def _load_folder(folder: Path, labels: Sequence[str], height: int, width: int) -> Samples:
     parts = list(_read_folder(folder, labels, height, width))
     images = np.concatenate([part.images for part in parts])
     classes = np.concatenate([part.labels for part in parts])
     flagged = np.concatenate([part.holdout for part in parts])
-    keys = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
+    keys = [_key(image) for image in images]
     kept = _without_copies(keys, classes, flagged, labels, folder)
     holdout = flagged if flagged.any() else _hold_out(keys, classes, kept)
     return Samples(images[kept], classes[kept], holdout[kept])
+
+
+def _joined(filed: Samples, named: Samples) -> Samples:
+    known = {_key(image) for image in filed.images}
+    new = np.array([_key(image) not in known for image in named.images], np.bool_)
+    return Samples(
+        np.concatenate([filed.images, named.images[new]]),
+        np.concatenate([filed.labels, named.labels[new]]),
+        np.concatenate([filed.holdout, named.holdout[new]]),
+    )
+
+
+def _key(image: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def _read_folder(folder: Path, labels: Sequence[str], height: int, width: int) -> Iterator[Samples]:

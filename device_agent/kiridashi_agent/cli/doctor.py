@@ -15,6 +15,7 @@ from kiridashi.command import Command, Outcome
 from kiridashi.config import Config
 from kiridashi.errors import ExitCode, KiridashiError
 from kiridashi.runtime import available_runtimes
+from kiridashi.spool import SpoolFolder
 
 from kiridashi_agent.broker import MqttSettings, diagnose
 from kiridashi_agent.cage import open_cage
@@ -106,10 +107,21 @@ def _runtimes(_config: Config) -> Check:
 
 def _samples(config: Config) -> Check:
     wanted = {line: section.samples for line, section in config.lines.items() if section.samples and section.tune}
-    empty = [line for line, folder in wanted.items() if folder is not None and not any(folder.glob("*.npz"))]
+    empty = [
+        line
+        for line, folder in wanted.items()
+        if folder is not None
+        and not any(folder.glob("*.npz"))
+        and not SpoolFolder(config.device.state_dir, line).answers_path.is_file()
+    ]
     if empty:
         detail = f"no samples for {', '.join(empty)}: new models will not be tuned there"
-        return Check("samples", "warning", detail, "put labelled .npz files into the configured folder")
+        return Check(
+            "samples",
+            "warning",
+            detail,
+            "put labelled .npz files into the configured folder, or name frames: kiridashi-agent label",
+        )
     return Check("samples", "ok", f"{len(wanted)} line(s) have local samples to tune on")
 
 

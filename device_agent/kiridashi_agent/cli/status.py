@@ -9,9 +9,11 @@ import msgspec
 from kiridashi.command import Command, Outcome
 from kiridashi.messages import LineState
 from kiridashi.slots import Active, LineSlots
+from kiridashi.spool import SpoolFolder
 
 from kiridashi_agent.cli.place import add_state_argument, opened_config
 from kiridashi_agent.journal import Journal
+from kiridashi_agent.label.summary import NamedFrames, named_frames
 
 
 def _run(arguments: argparse.Namespace) -> Outcome:
@@ -24,10 +26,17 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     data = {}
     for line, state in sorted(states.items()):
         active = LineSlots(config.device.state_dir, line).active()
-        data[line] = {"state": msgspec.to_builtins(state), "active": msgspec.to_builtins(active)}
+        spool = named_frames(SpoolFolder(config.device.state_dir, line))
+        data[line] = {
+            "state": msgspec.to_builtins(state),
+            "active": msgspec.to_builtins(active),
+            "spool": msgspec.to_builtins(spool),
+        }
         rows.append(f"{line}: {state.phase}, target {state.target or 'none'}, serves {_serving(active)}")
         if state.error is not None:
             rows.append(f"  {state.error.kind} while {state.error.phase}: {state.error.message}")
+        if spool != NamedFrames():
+            rows.append(f"  frames: {spool}")
     profile = journal.profile()
     if profile is not None:
         measured = f", {profile.state.done} of {profile.state.total} steps" if profile.state.total else ""

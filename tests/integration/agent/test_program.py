@@ -19,6 +19,7 @@ from kiridashi.manifest import CHUNK_BYTES
 from kiridashi.messages import Desired, LineDesired
 from kiridashi.slots import LineSlots
 from kiridashi_agent.reporting import resident_bytes
+from label_place import fill
 from tiny_bundle import LABELS, device_tiles, make_bundle, write_device_samples
 
 V1, V2 = "lines/press-3/1.json", "lines/press-3/2.json"
@@ -56,7 +57,9 @@ def test_from_nothing_to_a_tuned_model_and_back(program, responder, published, t
     assert right > 0.8
 
     assert program.call("undo", "--line", "press-3")[1]["active"]["tuned"] is False
+    fill(program.state)
     code, status = program.call("status")
+    assert status["lines"]["press-3"]["spool"]["waiting"] == 20
     assert status["lines"]["press-3"]["state"]["phase"] == "rolled-back"
     assert status["lines"]["press-3"]["active"]["model_digest"] == make_bundle(tmp_path / "again", seed=1).digest
 

@@ -9,6 +9,7 @@ from fake_fleet import DirectTransport
 from kiridashi.budget import MIB, Budget
 from kiridashi.errors import BundleError, NetworkError
 from kiridashi.messages import Desired, LineDesired
+from kiridashi.spool import Answer, AnswerLog, SpoolFolder
 from kiridashi_agent.cli.undo import undo
 from kiridashi_agent.process import JobCancelledError, JobCrashedError
 from tiny_bundle import make_bundle, write_device_samples
@@ -187,6 +188,13 @@ class TestTuning:
         tuning.restart()
         assert tuning.settle().phase == "active"
         assert all(job != "tune" for job, _ in tuning.jobs.calls)
+
+    def test_named_frames_are_enough_to_tune(self, device) -> None:
+        log = AnswerLog(SpoolFolder(device.state, "press-3").answers_path)
+        log.add(Answer("1", "x.frame", "class", 1.0, "dent"))
+        device.transport.want(1, press_3=V1)
+        assert device.settle().tune.reason == "worse"
+        assert [job for job, _ in device.jobs.calls].count("tune") == 1
 
 
 class TestRefused:
