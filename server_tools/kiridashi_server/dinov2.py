@@ -21,12 +21,16 @@ _EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a vision transformer; ``hidden`` is the width inside an MLP, ``grid`` the patches along a side."""
+    """Sizes of a vision transformer.
+
+    ``hidden`` is the width inside an MLP, ``patch`` a patch's side in pixels, ``grid`` the patches along a side.
+    """
 
     width: int = 384
     hidden: int = 1536
     heads: int = 6
     blocks: int = 12
+    patch: int = PATCH
     grid: int = 5
 
 
@@ -66,7 +70,7 @@ class _Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Images [N, 3, H, W], H = W = ``PATCH * grid``, to features [N, width]: the class token, normalised.
+    """Images [N, 3, H, W], H = W = ``patch * grid``, to features [N, width]: the class token, normalised.
 
     Args:
         shape: sizes; weights are as ``torch.nn`` initialises them.
@@ -74,7 +78,7 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, shape.width, PATCH, stride=PATCH)
+        self.patches = nn.Conv2d(3, shape.width, shape.patch, stride=shape.patch)
         self.start = nn.Parameter(torch.zeros(1, 1, shape.width))
         self.position = nn.Parameter(torch.zeros(1, 1 + shape.grid**2, shape.width))
         self.blocks = nn.Sequential(*(_Block(shape) for _ in range(shape.blocks)))

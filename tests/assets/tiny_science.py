@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.record import Provenance, Record
-from kiridashi_server.dinov2 import PATCH, Shape, VisionTransformer
+from kiridashi_server.dinov2 import Shape, VisionTransformer
 from kiridashi_server.tasks import Samples, Task
 from torch import Tensor, nn
 from torch.nn import functional
@@ -59,10 +59,10 @@ def tiny_backbone() -> Backbone:
 
 
 def tiny_vit() -> VisionTransformer:
-    """Two blocks of three heads of 8 and an MLP of 48, LayerScale included, with fixed random weights."""
+    """Two blocks of three heads of 8 and an MLP of 96, LayerScale included, with fixed random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(6)
-        net = VisionTransformer(Shape(width=24, hidden=48, heads=3, blocks=2, grid=2))
+        net = VisionTransformer(Shape(width=24, hidden=96, heads=3, blocks=2, patch=4, grid=4))
         with torch.no_grad():
             for name, tensor in net.named_parameters():
                 if ".scale" in name:
@@ -75,16 +75,16 @@ def tiny_vit() -> VisionTransformer:
 
 
 def tiny_vit_backbone(net: VisionTransformer | None = None) -> Backbone:
-    """``tiny_vit``, or a net like it, as a backbone for images of 28 x 28 pixels."""
-    return Backbone.from_module(net or tiny_vit(), torch.zeros(1, 3, 2 * PATCH, 2 * PATCH), name="tiny-vit")
+    """``tiny_vit``, or a net like it, as a backbone for images of 16 x 16 pixels."""
+    return Backbone.from_module(net or tiny_vit(), torch.zeros(1, 3, SIDE, SIDE), name="tiny-vit")
 
 
-def tiny_samples(per_class: int, seed: int, side: int = SIDE) -> Samples:
+def tiny_samples(per_class: int, seed: int) -> Samples:
     """Noisy images of one of three hues; the views of a class all differ."""
     generator = np.random.default_rng(seed)
     labels = np.repeat(np.arange(CLASSES, dtype=np.int64), per_class)
     base = np.full((CLASSES, 3), 90.0) + 40.0 * np.eye(CLASSES)
-    noise = generator.normal(0, 30, (len(labels), side, side, 3))
+    noise = generator.normal(0, 30, (len(labels), SIDE, SIDE, 3))
     images = np.clip(base[labels][:, None, None, :] + noise, 0, 255).astype(np.uint8)
     return Samples(images, labels, tuple(f"{seed}-{index}" for index in range(len(labels))))
 

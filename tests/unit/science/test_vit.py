@@ -4,17 +4,15 @@ import pytest
 import torch
 from kiridashi_server.amp.learning import ScoreSettings, learn_scores
 from kiridashi_server.compose.selection import select
-from kiridashi_server.dinov2 import PATCH
 from kiridashi_server.graph.cut import cut, masked
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.graph.program import capture
 from kiridashi_server.graph.tracker import track
 from kiridashi_server.recover.iterations import RecoverSettings, recover_cut
 from kiridashi_server.recover.repair import repair
-from tiny_science import CLASSES, tiny_samples, tiny_vit, tiny_vit_backbone
+from tiny_science import CLASSES, SIDE, tiny_samples, tiny_vit, tiny_vit_backbone
 
 HEADS, CHANNELS, NODES = "blocks.{}.attention.query:head", "blocks.{}.attention.value", "blocks.{}.fc1"
-SIDE = 2 * PATCH
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +22,7 @@ def vit():
 
 @pytest.fixture(scope="module")
 def samples():
-    return tiny_samples(8, 0, SIDE)
+    return tiny_samples(8, 0)
 
 
 def _images(seed, dtype=torch.float32):
@@ -44,7 +42,7 @@ def _error(backbone, program, images):
 
 
 def test_heads_their_channels_and_nodes_can_be_cut_and_the_stream_cannot(vit):
-    expected = {kind.format(block): size for kind, size in ((HEADS, 3), (CHANNELS, 8), (NODES, 48)) for block in (0, 1)}
+    expected = {kind.format(block): size for kind, size in ((HEADS, 3), (CHANNELS, 8), (NODES, 96)) for block in (0, 1)}
     assert vit.layout.sizes == expected
     assert {group.kind for group in vit.layout.groups if group.size == 3} == {"head"}
     reasons = {axis.reason for axis in vit.layout.frozen if axis.size == 24}
@@ -133,7 +131,7 @@ def test_heads_and_nodes_that_do_nothing_have_no_score(samples):
     heads, nodes = scores[HEADS.format(0)], scores[NODES.format(1)]
     assert heads[1] < 1e-6 < min(heads[0], heads[2])
     assert nodes[7] == 0
-    assert (nodes > 0).sum() == 47
+    assert (nodes > 0).sum() == 95
     plan = select(scores, backbone.layout, backbone.costs, 0.5)
     assert 1 not in plan.kept[HEADS.format(0)]
 
@@ -149,8 +147,8 @@ def test_every_block_keeps_a_head_and_a_step_of_nodes(vit, samples):
 @pytest.mark.parametrize("with_repair", [True, False])
 def test_recovery_needs_no_batch_normalisation(vit, samples, with_repair):
     plan = _plan(vit, HEADS, NODES)
-    settings = RecoverSettings(iterations=8, batch_size=12, repair=with_repair)
+    settings = RecoverSettings(iterations=40, learning_rate=1e-3, batch_size=24, repair=with_repair)
     done = recover_cut(vit, plan, samples, classes=CLASSES, settings=settings, seed=0)
-    assert done.losses[-1] < done.losses[0]
+    assert sum(done.losses[-5:]) < 0.8 * sum(done.losses[:5])
     again = recover_cut(vit, plan, samples, classes=CLASSES, settings=settings, seed=0)
     assert again.losses == done.losses
