@@ -158,5 +158,5 @@ def _renamed(arrays: Mapping[str, Tensor], grid: int) -> dict[str, Tensor]:
 def _resized(positions: Tensor, grid: int) -> Tensor:
     """Position embeddings [1, g^2, width] of a square grid, resized to [1, grid^2, width]."""
     side = round(positions.shape[1] ** 0.5)
-    plane = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    plane = positions.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     return functional.interpolate(plane, size=(grid, grid), mode="bicubic").flatten(2).transpose(1, 2)

@@ -21,6 +21,7 @@ from torch.nn import functional
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.classifier import Classifier
 from kiridashi_server.graph.cut import cut
+from kiridashi_server.graph.nodes import has_operator
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.graph.program import copy_program
 from kiridashi_server.graph.statistics import reestimate_batch_norm, set_batch_norm_training
@@ -40,7 +41,8 @@ class RecoverSettings:
 
     Attributes:
         iterations: optimiser steps (Adam) on all weights after the closed-form part; 0 is allowed.
-        learning_rate: of Adam, falling to zero along a cosine.
+        learning_rate: of Adam, falling to zero along a cosine. By default 5e-4, and 1e-5 for a model with layer
+            normalisation, which the larger steps destroy.
         batch_size: images a step.
         ridge: relative strength of the head's ridge regression.
         repair: whether consumers are re-fitted in closed form after the cut; decides the treatment of statistics.
@@ -49,7 +51,7 @@ class RecoverSettings:
     """
 
     iterations: int = 20
-    learning_rate: float = 5e-4
+    learning_rate: float | None = None
     batch_size: int = 32
     ridge: float = DEFAULT_RIDGE
     repair: bool = True
@@ -57,7 +59,8 @@ class RecoverSettings:
     repair_images: int = 144
 
     def __post_init__(self) -> None:
-        if self.iterations < 0 or self.batch_size < 2 or min(self.learning_rate, self.ridge, self.repair_strength) <= 0:
+        rates = [self.ridge, self.repair_strength] + ([] if self.learning_rate is None else [self.learning_rate])
+        if self.iterations < 0 or self.batch_size < 2 or min(rates) <= 0:
             raise InputError(
                 f"recovery settings are out of range: {self}",
                 why="iterations are at least 0, the batch size at least 2, the rates and strengths above 0",
@@ -187,7 +190,8 @@ def _iterate(
 ) -> tuple[float, ...]:
     model.requires_grad_(True)
     set_batch_norm_training(model.features, on=not settings.repair)
-    optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    rate = settings.learning_rate or (1e-5 if has_operator(model.features, "layer_norm") else 5e-4)
+    optimiser = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.iterations)
     batches = training_batches(inputs, labels, settings.batch_size, generator)
     losses = []

@@ -11,8 +11,8 @@ images, and at each consumer, in the order of the graph,
 * ``A = W0 + R'Xc (Xc'Xc + l I)^-1`` with ``R = Tc - Xc W0'``: ridge regression that shrinks towards the cut weights
   ``W0``, scaled like ``T``, with ``l`` a multiple of the mean of ``diag(Xc'Xc)``.
 
-The result is written back as weight and bias, or weight, normalisation statistics and affine parameters. All other normalisations keep
-the statistics of the dense model, whose values they go on seeing. Layer-wise reconstruction after
+The result is written back as weight and bias, or as weight, normalisation statistics and affine parameters. All other
+normalisations keep the statistics of the dense model, whose values they go on seeing. Layer-wise reconstruction after
 channel selection goes back to He et al. 2017 (arXiv 1707.06168); the sequential form and the shrinkage are ours.
 """
 
@@ -109,9 +109,7 @@ def _consumers(dense: fx.GraphModule, tracking: Tracking, plan: Plan, small: fx.
         target = reader if reader is not None and (norm or scale) else node
         outputs = torch.from_numpy(indices(tracking.tensors[weight][0], kept))
         found.append(
-            _Consumer(
-                node.name, weight, norm.name if norm else None, scale, target.name, _residual_of(target), outputs
-            )
+            _Consumer(node.name, weight, norm.name if norm else None, scale, target.name, _residual_of(target), outputs)
         )
     return found
 
@@ -205,9 +203,9 @@ class _Repairer(_Recorder):
         fitted, shift = _shrunk_regression(X, T, start, self._strength)
         if norm is None:
             audible = _is_audible(scale)  # what is multiplied by next to nothing cannot make good anything
-            bias = tensor_of(self._program, str(arguments(node)["bias"].target))
+            offset = tensor_of(self._program, str(arguments(node)["bias"].target))
             weight[audible] = (fitted / scale[:, None]).reshape(weight.shape)[audible].to(weight.dtype)
-            bias[audible] = (shift / scale)[audible].to(bias.dtype)
+            offset[audible] = (shift / scale)[audible].to(offset.dtype)
             return
         weight.copy_((fitted / scale[:, None]).reshape(weight.shape))
         bias = values.get("bias")

@@ -63,8 +63,12 @@ def test_the_cut_is_exact(vit):
 
 @pytest.mark.parametrize(
     ("kinds", "layers"),
-    [((HEADS,), ["attention.output"]), ((CHANNELS,), ["attention.output"]), ((NODES,), ["fc2"])]
-    + [((HEADS, CHANNELS, NODES), ["attention.output", "fc2"])],
+    [
+        ((HEADS,), ["attention.output"]),
+        ((CHANNELS,), ["attention.output"]),
+        ((NODES,), ["fc2"]),
+        ((HEADS, CHANNELS, NODES), ["attention.output", "fc2"]),
+    ],
 )
 def test_repair_refits_the_layers_that_read_heads_and_nodes(vit, kinds, layers):
     plan = _plan(vit, *kinds)
@@ -141,7 +145,14 @@ def test_every_block_keeps_a_head_and_a_step_of_nodes(vit, samples):
     scores = learn_scores(vit, samples, classes=CLASSES, seed=0, settings=settings).groups
     floor = vit.costs.parameters({HEADS.format(b): 1 for b in (0, 1)} | {NODES.format(b): 8 for b in (0, 1)})
     plan = select(scores, vit.layout, vit.costs, floor)
-    assert [plan.counts[name.format(block)] for name in (HEADS, CHANNELS, NODES) for block in (0, 1)] == [1, 1, 8, 8, 8, 8]
+    assert [plan.counts[name.format(block)] for name in (HEADS, CHANNELS, NODES) for block in (0, 1)] == [
+        1,
+        1,
+        8,
+        8,
+        8,
+        8,
+    ]
 
 
 @pytest.mark.parametrize("with_repair", [True, False])
