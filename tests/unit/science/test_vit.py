@@ -163,3 +163,19 @@ def test_recovery_needs_no_batch_normalisation(vit, samples, with_repair):
     assert sum(done.losses[-5:]) < 0.8 * sum(done.losses[:5])
     again = recover_cut(vit, plan, samples, classes=CLASSES, settings=settings, seed=0)
     assert again.losses == done.losses
+
+
+def test_a_transformer_is_scored_dense_and_recovered_slowly_unless_told_otherwise(vit, backbone, samples):
+    def scores(of, **settings):
+        settings = ScoreSettings(iterations=3, batch_size=8, **settings)
+        return learn_scores(of, samples, classes=CLASSES, seed=0, settings=settings).groups
+
+    def losses(of, **settings):
+        settings = RecoverSettings(iterations=3, batch_size=8, **settings)
+        return recover_cut(of, Plan.full(of.layout), samples, classes=CLASSES, settings=settings, seed=0).losses
+
+    for of, share, rate in ((vit, 1.0, 1e-5), (backbone, 0.3, 5e-4)):
+        by_default, told = scores(of), scores(of, least_share=share)
+        assert all((by_default[name] == told[name]).all() for name in told)
+        assert losses(of) == losses(of, learning_rate=rate)
+    assert losses(vit) != losses(vit, learning_rate=5e-4)
