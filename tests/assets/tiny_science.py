@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.record import Kind, Policy, Provenance, Record
+from kiridashi_server.dinov2 import Shape, VisionTransformer
 from kiridashi_server.tasks import Samples, Task
 from torch import Tensor, nn
 from torch.nn import functional
@@ -55,6 +56,27 @@ def tiny_net() -> TinyNet:
 def tiny_backbone() -> Backbone:
     """``tiny_net`` as a backbone for images of 16 x 16 pixels."""
     return Backbone.from_module(tiny_net(), torch.zeros(1, 3, SIDE, SIDE), name="tiny")
+
+
+def tiny_vit() -> VisionTransformer:
+    """Two blocks of three heads of 8 and an MLP of 96, LayerScale included, with fixed random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        net = VisionTransformer(Shape(width=24, hidden=96, heads=3, blocks=2, patch=4, grid=4))
+        with torch.no_grad():
+            for name, tensor in net.named_parameters():
+                if ".scale" in name:
+                    tensor.uniform_(0.2, 2.0)
+                elif tensor.dim() == 2:
+                    tensor.mul_(2)  # attention and MLP that are anything but linear
+                elif name in ("start", "position"):
+                    tensor.normal_()
+    return net.eval()
+
+
+def tiny_vit_backbone(net: VisionTransformer | None = None) -> Backbone:
+    """``tiny_vit``, or a net like it, as a backbone for images of 16 x 16 pixels."""
+    return Backbone.from_module(net or tiny_vit(), torch.zeros(1, 3, SIDE, SIDE), name="tiny-vit")
 
 
 def tiny_samples(per_class: int, seed: int) -> Samples:

@@ -11,6 +11,9 @@ unit that is masked out still earns score when opening it would help, and comes 
 the mask meets it exactly at every step, floors of every group included. The first step sees the dense model, where the
 score is the first-order one of Molchanov et al. 2019 (arXiv 1906.10771).
 
+A transformer is scored dense, all gates open: masked by a young ranking it computes nothing of use, and the gradients
+of that state, which outweigh all others, crowd what is kept into the last blocks (``docs/explanation/vit.md``).
+
 Normalisation layers keep the pre-trained statistics. A handful of images from a narrow domain gives statistics that
 blow up channels which hardly fire there.
 """
@@ -31,6 +34,7 @@ from kiridashi_server.backbone import Backbone
 from kiridashi_server.compose.selection import select
 from kiridashi_server.graph.cut import masked
 from kiridashi_server.graph.gates import Gated, insert_gates
+from kiridashi_server.graph.nodes import has_operator
 from kiridashi_server.progress import Progress, no_progress
 from kiridashi_server.recover.inputs import run_batched, to_input, training_batches
 from kiridashi_server.recover.ridge import DEFAULT_RIDGE, fit_ridge_head
@@ -46,20 +50,22 @@ class ScoreSettings:
     Attributes:
         iterations: steps, one batch each.
         batch_size: augmented images a step.
-        least_share: the smallest share of parameters that a step's mask keeps; the largest is 1.
+        least_share: the smallest share of parameters that a step's mask keeps; the largest is 1. By default 0.3, and 1
+            for a backbone with layer normalisation.
         head_learning_rate: of Adam on the head.
         ridge: relative strength of the ridge regression that the head starts from.
     """
 
     iterations: int = 40
     batch_size: int = 32
-    least_share: float = 0.3
+    least_share: float | None = None
     head_learning_rate: float = 3e-3
     ridge: float = DEFAULT_RIDGE
 
     def __post_init__(self) -> None:
         rates = min(self.head_learning_rate, self.ridge)
-        if self.iterations < 1 or self.batch_size < 1 or rates <= 0 or not 0 < self.least_share <= 1:
+        share = 1.0 if self.least_share is None else self.least_share
+        if self.iterations < 1 or self.batch_size < 1 or rates <= 0 or not 0 < share <= 1:
             raise InputError(
                 f"score settings are out of range: {self}",
                 why="iterations and batch size are at least 1, rates above 0, the least share above 0 and at most 1",
@@ -122,7 +128,7 @@ class _Learner:
         self._gated: Gated = insert_gates(backbone.program, backbone.tracking).requires_grad_(False)
         self._head = head
         self._optimiser = torch.optim.Adam(head.parameters(), lr=settings.head_learning_rate)
-        self._least_share = settings.least_share
+        self._least_share = settings.least_share or _default_share(backbone)
         self._generator = generator
         self._squares = {group.name: torch.zeros(group.size) for group in backbone.layout.groups}
         self._steps = 0
@@ -154,6 +160,10 @@ class _Learner:
             gate[list(plan.kept[name])] = 1
             gates[name] = gate.requires_grad_(True)
         return gates
+
+
+def _default_share(backbone: Backbone) -> float:
+    return 1.0 if has_operator(backbone.program, "layer_norm") else 0.3
 
 
 def _accuracies(

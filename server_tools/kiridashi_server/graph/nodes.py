@@ -23,6 +23,11 @@ def operator_name(node: fx.Node) -> str:
     return f"python.{getattr(target, '__name__', str(target))}"
 
 
+def has_operator(program: fx.GraphModule, name: str) -> bool:
+    """Whether some node of the program is a call of this operator, named as by :func:`operator_name`."""
+    return any(operator_name(node) == name for node in program.graph.nodes)
+
+
 def arguments(node: fx.Node) -> Mapping[str, Any]:
     """The call's arguments by the names of the operator's schema, its defaults filled in."""
     if not isinstance(node.target, torch._ops.OpOverload):

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from kiridashi_server.graph.nodes import has_operator
 from kiridashi_server.progress import Progress
 
 _GRADIENT_NORM = 5.0
+_LAYER_NORM_RATE, _HIGHEST_RATE, _RATE_AN_ITERATION = 1e-5, 1e-3, 5e-4 / 20
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,17 @@ class Schedule:
         """The learning rate's factor after ``done`` steps."""
         rising = min(1.0, (done + 1) / (self.warm_up * self.iterations + 1))
         return rising * (1 + math.cos(math.pi * done / self.iterations)) / 2
+
+
+def default_rate(program: fx.GraphModule, iterations: int) -> float:
+    """A learning rate for all weights of ``program``.
+
+    5e-4 for 20 iterations, in proportion for other numbers, at most 1e-3: a long run stands, and needs, a higher rate
+    than a short one. 1e-5 for a model with layer normalisation, which larger steps destroy.
+    """
+    if has_operator(program, "layer_norm"):
+        return _LAYER_NORM_RATE
+    return min(_HIGHEST_RATE, _RATE_AN_ITERATION * iterations)
 
 
 def descend(

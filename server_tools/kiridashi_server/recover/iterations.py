@@ -26,13 +26,11 @@ from kiridashi_server.graph.program import copy_program
 from kiridashi_server.graph.statistics import reestimate_batch_norm, set_batch_norm_training
 from kiridashi_server.progress import Progress, no_progress
 from kiridashi_server.recover.blank import Blank
-from kiridashi_server.recover.descent import Schedule, descend
+from kiridashi_server.recover.descent import Schedule, default_rate, descend
 from kiridashi_server.recover.inputs import augment, run_batched, shuffled_batches, to_input, training_batches
 from kiridashi_server.recover.repair import DEFAULT_STRENGTH, repair
 from kiridashi_server.recover.ridge import DEFAULT_RIDGE, fit_ridge_head
 from kiridashi_server.tasks.task import Samples
-
-_HIGHEST_RATE, _RATE_AN_ITERATION = 1e-3, 5e-4 / 20
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,7 @@ class RecoverSettings:
 
     Attributes:
         iterations: optimiser steps (Adam) on all weights after the closed-form part; 0 is allowed.
-        learning_rate: of Adam, falling to zero along a cosine; ``None``: 5e-4 for 20 iterations, in proportion for
-            other numbers, at most 1e-3. A long run stands, and needs, a higher rate than a short one.
+        learning_rate: of Adam, falling to zero along a cosine; ``None``: :func:`default_rate`.
         batch_size: images a step.
         ridge: relative strength of the head's ridge regression.
         repair: whether consumers are re-fitted in closed form after the cut; decides the treatment of statistics.
@@ -59,19 +56,12 @@ class RecoverSettings:
     repair_images: int = 144
 
     def __post_init__(self) -> None:
-        rates = (self.rate, self.ridge, self.repair_strength) if self.iterations else (self.ridge, self.repair_strength)
+        rates = [self.ridge, self.repair_strength] + ([] if self.learning_rate is None else [self.learning_rate])
         if self.iterations < 0 or self.batch_size < 2 or min(rates) <= 0:
             raise InputError(
                 f"recovery settings are out of range: {self}",
                 why="iterations are at least 0, the batch size at least 2, the rates and strengths above 0",
             )
-
-    @property
-    def rate(self) -> float:
-        """The learning rate in force."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return min(_HIGHEST_RATE, _RATE_AN_ITERATION * self.iterations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,13 +184,14 @@ def _iterate(
 ) -> tuple[float, ...]:
     model.requires_grad_(True)
     set_batch_norm_training(model.features, on=not settings.repair)
+    rate = settings.learning_rate or default_rate(model.features, settings.iterations)
     batches = training_batches(inputs, labels, settings.batch_size, generator)
 
     def loss() -> Tensor:
         images, wanted = next(batches)
         return functional.cross_entropy(model(images), wanted)
 
-    losses = descend(model.parameters(), loss, Schedule(settings.iterations, settings.rate), progress)
+    losses = descend(model.parameters(), loss, Schedule(settings.iterations, rate), progress)
     set_batch_norm_training(model.features, on=False)
     model.requires_grad_(False)
     return losses

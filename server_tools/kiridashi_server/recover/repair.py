@@ -5,13 +5,14 @@ what the dropped ones carried can be rebuilt from those that stay. The cut progr
 images, and at each consumer, in the order of the graph,
 
 * ``X`` are the consumer's inputs in the *cut* program (with the drift of all layers before it, already repaired),
-* ``T`` is the *dense* program's value there, after the batch normalisation; if a residual addition follows,
-  the difference of the two programs' residual streams is added, so that errors before are made good here;
+* ``T`` is the *dense* program's value there, after the batch normalisation or the scale of each channel
+  (LayerScale); if a residual addition follows, the difference of the two programs' residual streams is added, so that
+  errors before are made good here;
 * ``A = W0 + R'Xc (Xc'Xc + l I)^-1`` with ``R = Tc - Xc W0'``: ridge regression that shrinks towards the cut weights
-  ``W0``, scaled by the normalisation, with ``l`` a multiple of the mean of ``diag(Xc'Xc)``.
+  ``W0``, scaled like ``T``, with ``l`` a multiple of the mean of ``diag(Xc'Xc)``.
 
-The result is written back as weight, normalisation statistics and affine parameters. All other normalisations keep
-the statistics of the dense model, whose values they go on seeing. Layer-wise reconstruction after
+The result is written back as weight and bias, or as weight, normalisation statistics and affine parameters. All other
+normalisations keep the statistics of the dense model, whose values they go on seeing. Layer-wise reconstruction after
 channel selection goes back to He et al. 2017 (arXiv 1707.06168); the sequential form and the shrinkage are ours.
 """
 
@@ -37,11 +38,12 @@ _TRANSPARENT = frozenset({"dropout", "dropout_", "clone", "contiguous"})
 
 @dataclass(frozen=True)
 class _Consumer:
-    """A layer to re-fit: names of its node and weight, of the nodes behind it, and its kept outputs."""
+    """A layer to re-fit: names of its node and weight, of what is behind it, and its kept outputs."""
 
     node: str
     weight: str
     norm: str | None
+    scale: str | None
     target: str
     residual: str | None
     outputs: Tensor
@@ -99,14 +101,15 @@ def _consumers(dense: fx.GraphModule, tracking: Tracking, plan: Plan, small: fx.
         weight = str(values["weight"].target)
         if tensor_of(small, weight).shape[1] == tensor_of(dense, weight).shape[1]:
             continue
-        norm = next(iter(node.users)) if len(node.users) == 1 else None
-        norm = norm if norm is not None and _is_affine_norm(norm) else None
+        reader = next(iter(node.users)) if len(node.users) == 1 else None
+        norm = reader if reader is not None and _is_affine_norm(reader) else None
         if norm is None and not _is_read(values["bias"]):
             continue
-        target = norm or node
+        scale = _scale_of(node, reader, small) if norm is None and reader is not None else None
+        target = reader if reader is not None and (norm or scale) else node
         outputs = torch.from_numpy(indices(tracking.tensors[weight][0], kept))
         found.append(
-            _Consumer(node.name, weight, norm.name if norm else None, target.name, _residual_of(target), outputs)
+            _Consumer(node.name, weight, norm.name if norm else None, scale, target.name, _residual_of(target), outputs)
         )
     return found
 
@@ -119,6 +122,24 @@ def _is_affine_norm(node: fx.Node) -> bool:
     return operator_name(node) == "batch_norm" and all(
         _is_read(arguments(node)[name]) for name in ("weight", "bias", "running_mean", "running_var")
     )
+
+
+def _scale_of(node: fx.Node, reader: fx.Node, program: fx.GraphModule) -> str | None:
+    """The name of the tensor with one factor for each output of ``node``, if that is what ``reader`` multiplies by."""
+    if operator_name(reader) not in ("mul", "mul_"):
+        return None
+    values = arguments(reader)
+    other = values["other"] if values["self"] is node else values["self"]
+    if not _is_read(other):
+        return None
+    name = str(other.target)
+    shape, channels = tensor_of(program, name).shape, int(_weight_of(node, program).shape[0])
+    axis = 1 if operator_name(node) == "linear" else 3  # counted from the last
+    return name if len(shape) >= axis and shape[-axis] == shape.numel() == channels else None
+
+
+def _weight_of(node: fx.Node, program: fx.GraphModule) -> Tensor:
+    return tensor_of(program, str(arguments(node)["weight"].target))
 
 
 def _residual_of(node: fx.Node) -> str | None:
@@ -177,13 +198,16 @@ class _Repairer(_Recorder):
         X = _input_rows(operator_name(node), source, values)
         T = self._target_rows(consumer, operator_name(node))
         norm = next(iter(node.users)) if consumer.norm else None
-        scale = self._norm_scale(norm) if norm is not None else torch.ones(weight.shape[0], dtype=torch.float64)
+        scale = self._norm_scale(norm) if norm is not None else self._channel_scale(consumer, len(weight))
         start = scale[:, None] * weight.flatten(1).double()
         fitted, shift = _shrunk_regression(X, T, start, self._strength)
-        weight.copy_((fitted / scale[:, None]).reshape(weight.shape))
         if norm is None:
-            tensor_of(self._program, str(arguments(node)["bias"].target)).copy_(shift)
+            audible = _is_audible(scale)  # what is multiplied by next to nothing cannot make good anything
+            offset = tensor_of(self._program, str(arguments(node)["bias"].target))
+            weight[audible] = (fitted / scale[:, None]).reshape(weight.shape)[audible].to(weight.dtype)
+            offset[audible] = (shift / scale)[audible].to(offset.dtype)
             return
+        weight.copy_((fitted / scale[:, None]).reshape(weight.shape))
         bias = values.get("bias")
         made = X @ (fitted / scale[:, None]).T + (0 if bias is None else bias.double())
         self._write_norm(norm, made, scale, shift if bias is None else shift - scale * bias.double())
@@ -197,13 +221,18 @@ class _Repairer(_Recorder):
             target = target + dense_stream - self.recorded[consumer.residual]
         return _output_rows(operator, target)
 
+    def _channel_scale(self, consumer: _Consumer, channels: int) -> Tensor:
+        if consumer.scale is None:
+            return torch.ones(channels, dtype=torch.float64)
+        return tensor_of(self._program, consumer.scale).flatten().double()
+
     def _norm_scale(self, norm: fx.Node) -> Tensor:
         """gamma / sqrt(variance + eps), with 1 where a channel is all but switched off."""
         values = arguments(norm)
         gamma = tensor_of(self._program, str(values["weight"].target)).double()
         variance = tensor_of(self._program, str(values["running_var"].target)).double()
         scale = gamma / torch.sqrt(variance + values["eps"])
-        return torch.where(scale.abs() > 1e-4 * scale.abs().max(), scale, torch.ones_like(scale))
+        return torch.where(_is_audible(scale), scale, torch.ones_like(scale))
 
     def _write_norm(self, norm: fx.Node, made: Tensor, scale: Tensor, shift: Tensor) -> None:
         """Statistics of the new output z, and affine parameters with which the layer gives ``scale * z + shift``."""
@@ -217,6 +246,10 @@ class _Repairer(_Recorder):
         }
         for name, value in contents.items():
             tensor_of(self._program, str(values[name].target)).copy_(value)
+
+
+def _is_audible(scale: Tensor) -> Tensor:
+    return scale.abs() > 1e-4 * scale.abs().max()
 
 
 def _shrunk_regression(X: Tensor, T: Tensor, start: Tensor, strength: float) -> tuple[Tensor, Tensor]:

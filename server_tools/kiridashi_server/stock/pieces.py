@@ -31,13 +31,15 @@ from kiridashi_server.graph.program import tensor_names, tensor_of
 from kiridashi_server.graph.tracker import Tracking, track
 from kiridashi_server.progress import Progress, no_progress
 from kiridashi_server.recover.blank import Blank
-from kiridashi_server.recover.descent import Schedule
+from kiridashi_server.recover.descent import Schedule, default_rate
 from kiridashi_server.recover.inputs import augment
 from kiridashi_server.recover.repair import DEFAULT_STRENGTH, repair
 from kiridashi_server.stock.joint import JointTasks, train_jointly
 from kiridashi_server.tasks.task import Samples
 
 _WARM_UP = 0.1
+_RATED_AS = 20
+"""However long joint training is, it goes at the rate of a recovery of so many iterations."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class StockSettings:
     Attributes:
         shares: of the backbone's parameters, one piece each, descending; the first is 1.
         iterations: of joint training, for each piece.
-        learning_rate: of these, after a rise and before a fall.
+        learning_rate: of these, after a rise and before a fall; ``None``: 5e-4, or 1e-5 for a model with layer
+            normalisation.
         batch_size: images a step.
         repair_images: images that a piece is repaired on.
         repair_strength: relative ridge strength of that.
@@ -55,7 +58,7 @@ class StockSettings:
 
     shares: tuple[float, ...] = (1.0, 0.6, 0.35, 0.2)
     iterations: int = 150
-    learning_rate: float = 5e-4
+    learning_rate: float | None = None
     batch_size: int = 48
     repair_images: int = 384
     repair_strength: float = DEFAULT_STRENGTH
@@ -66,8 +69,11 @@ class StockSettings:
             raise InputError(
                 f"the pieces' shares are out of order: {self.shares}", next_step="start with 1 and let them fall"
             )
-        if min(self.iterations, self.batch_size, self.repair_images) < 1 or self.learning_rate <= 0:
-            raise InputError(f"stock settings are out of range: {self}", why="counts are at least 1, the rate above 0")
+        rate = 1.0 if self.learning_rate is None else self.learning_rate
+        if min(self.iterations, self.batch_size, self.repair_images) < 1 or min(rate, self.repair_strength) <= 0:
+            raise InputError(
+                f"stock settings are out of range: {self}", why="counts are at least 1, rate and strength above 0"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +197,8 @@ class StockMaker:
         plan, settings = self._plans[len(before)], self._settings
         generator = torch.Generator().manual_seed(self._seed + len(before))
         program = self._cut(before[-1], plan, generator) if before else self._backbone.program
-        schedule = Schedule(settings.iterations, settings.learning_rate, _WARM_UP)
+        rate = settings.learning_rate or default_rate(program, _RATED_AS)
+        schedule = Schedule(settings.iterations, rate, _WARM_UP)
         tuned = train_jointly(
             program,
             self._joint,

