@@ -51,8 +51,8 @@ def test_a_new_record_means_a_new_stack(large):
     after = large.stack("backbone", "layout")
     assert len(after.ids) == STACK_FROM + 1
     assert _means(after)["a"].tolist() != before["a"].tolist()
-    assert large.verify().stacks_removed == 1  # the earlier set's
-    assert len(_files(large)) == 1
+    assert len(_files(large)) == 1  # the earlier set's is gone
+    assert large.verify().stacks_removed == 0
 
 
 def test_checkpoints_are_on_the_scale_of_the_learnt_ones(large):
