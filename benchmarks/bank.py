@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.bank --json OUT [--quick] [--seed N]``. Ten thousand records (``--quick``: 500) with made-up
 contents in the layout of EfficientNet-Lite0: scores, first-order scores, a head for 12 classes and moments of 1,280
-features. A tenth of the records is of another backbone, a twentieth was read off checkpoints and has no head. All is
-read from a real folder, through the page cache. "Before" is what the same question costs by reading every array.
+features. A tenth of the records is of another backbone, a twentieth was read off checkpoints and has no head.
+Everything is read from a real folder, through the page cache. "Before" is what the same question costs by reading
+every array.
 """
 
 from __future__ import annotations

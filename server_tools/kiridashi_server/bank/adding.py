@@ -110,6 +110,16 @@ def _of_cut(backbone: Backbone, path: Path) -> tuple[Kind, dict[str, ScoreArray]
     return "pruned", scores, "mask only"
 
 
+def weight_norms(tracking: Tracking, tensors: Mapping[str, Tensor]) -> dict[str, ScoreArray]:
+    """Sums of absolute weights by unit, float32 [size]; vectors, such as biases and normalisation, are left out.
+
+    Args:
+        tracking: names the parameters and what their axes run over.
+        tensors: the parameters by name.
+    """
+    return _norms(tracking, {name: _array(tensors[name]) for name in tracking.parameters})
+
+
 def _norms(tracking: Tracking, weights: Mapping[str, FloatArray]) -> dict[str, ScoreArray]:
     """Sums of absolute weights by unit; vectors, such as biases and normalisation, are left out."""
     sums = _unit_sums(tracking, lambda name: np.abs(weights[name]) if weights[name].ndim > 1 else None)

@@ -183,7 +183,11 @@ def record_id(record: Record, digests: Mapping[str, str]) -> str:
 
 
 def encode_arrays(record: Record) -> dict[str, bytes]:
-    """The record's arrays as safetensors files by blob kind: the same arrays give the same bytes."""
+    """The record's arrays as safetensors files by blob kind: the same arrays give the same bytes.
+
+    Raises:
+        InputError: numbers that are not finite.
+    """
     descriptor = {name: getattr(record, name) for name in _DESCRIPTOR if not record.lacks((name,))}
     blobs = {"scores": _save(record.scores), "taylor": _save(record.taylor)}
     return blobs | ({"descriptor": _save(descriptor)} if descriptor else {})
@@ -215,6 +219,8 @@ def decode_descriptor(data: bytes | None) -> dict[str, FloatArray]:
 
 def _save(arrays: Mapping[str, FloatArray]) -> bytes:
     whole = {name: np.ascontiguousarray(arrays[name], dtype=np.float32) for name in sorted(arrays)}
+    if wrong := [name for name, array in whole.items() if not np.isfinite(array).all()]:
+        raise InputError(f"'{wrong[0]}' of a record holds numbers that are not finite")
     return safetensors.numpy.save(whole)
 
 

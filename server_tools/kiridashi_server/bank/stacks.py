@@ -33,25 +33,33 @@ class StackCache:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def get(self, votes: Sequence[Vote], read: Read) -> ScoreStack:
-        """The stack of these votes, from its file or made now, in place of those of the same layout's earlier sets.
+    def find(self, votes: Sequence[Vote], read: Read) -> ScoreStack | None:
+        """The stack of these votes, if there is one; a file of another shape is removed.
 
         Args:
             votes: by record id, ascending; at least one.
             read: the scores with a digest, checked.
         """
-        sizes = {name: len(values) for name, values in sorted(read(votes[0].sha256).items())}
-        key, shape = _key(votes), (len(votes) + SUMMARY_ROWS, sum(sizes.values()))
-        for path in self._folder.glob(f"{key}-*.npy"):
-            matrix = _open(path, shape)
+        sizes = _sizes(votes, read)
+        for path in self._folder.glob(f"{_key(votes)}-*.npy"):
+            matrix = _open(path, _shape(votes, sizes))
             if matrix is not None:
                 return _stack(votes, sizes, matrix)
             path.unlink()
+        return None
+
+    def make(self, votes: Sequence[Vote], read: Read) -> ScoreStack:
+        """Stack these votes; arguments as those of :meth:`find`.
+
+        Raises:
+            InputError: they do not have the same groups.
+        """
+        sizes = _sizes(votes, read)
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._make(votes, sizes, read, shape, key)
+        path = self._write(votes, sizes, read)
         return _stack(votes, sizes, np.load(path, mmap_mode="r", allow_pickle=False))
 
-    def clear(self, sets: Sequence[Sequence[Vote]], *, check: bool) -> int:
+    def clear(self, sets: Sequence[Sequence[Vote]], *, check: bool = False) -> int:
         """Remove all files but the stacks of these sets, and with ``check`` also those whose bytes have changed."""
         kept = {_key(votes) for votes in sets}
         removed = 0
@@ -64,12 +72,12 @@ class StackCache:
             sync_folder(self._folder)
         return removed
 
-    def _make(self, votes: Sequence[Vote], sizes: dict[str, int], read: Read, shape: tuple[int, int], key: str) -> Path:
+    def _write(self, votes: Sequence[Vote], sizes: dict[str, int], read: Read) -> Path:
         handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".stack.", suffix=".npy")
         os.close(handle)
         draft = Path(temporary)
         try:
-            matrix: Matrix = np.lib.format.open_memmap(draft, mode="w+", dtype=np.float32, shape=shape)
+            matrix: Matrix = np.lib.format.open_memmap(draft, mode="w+", dtype=np.float32, shape=_shape(votes, sizes))
             for row, vote in enumerate(votes):
                 matrix[row] = flatten(read(vote.sha256), sizes, vote.record_id)
             _calibrate(matrix, votes, sizes)
@@ -78,7 +86,7 @@ class StackCache:
             del matrix
             with draft.open("rb") as file:
                 os.fsync(file.fileno())
-            path = self._folder / f"{key}-{sha256_file(draft)}.npy"
+            path = self._folder / f"{_key(votes)}-{sha256_file(draft)}.npy"
             draft.replace(path)
         except BaseException:
             draft.unlink(missing_ok=True)
@@ -97,6 +105,14 @@ def _calibrate(matrix: Matrix, votes: Sequence[Vote], sizes: dict[str, int]) -> 
         scores = split(matrix[row], sizes)
         *_, vote = on_one_scale([*guides, scores], [True] * len(guides) + [False])
         matrix[row] = np.concatenate([vote[name] for name in sizes])
+
+
+def _sizes(votes: Sequence[Vote], read: Read) -> dict[str, int]:
+    return {name: len(values) for name, values in sorted(read(votes[0].sha256).items())}
+
+
+def _shape(votes: Sequence[Vote], sizes: dict[str, int]) -> tuple[int, int]:
+    return len(votes) + SUMMARY_ROWS, sum(sizes.values())
 
 
 def _stack(votes: Sequence[Vote], sizes: dict[str, int], matrix: Matrix) -> ScoreStack:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from kiridashi.errors import InputError
-from sqlalchemy import Connection, Engine, RowMapping, Select, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, RowMapping, delete, func, insert, select, update
 
 from kiridashi_server.amp.scores import ScoreArray
 from kiridashi_server.bank.blobs import BlobStore
 from kiridashi_server.bank.database import open_database
 from kiridashi_server.bank.errors import BankDamagedError, UnknownRecordError
+from kiridashi_server.bank.queries import all_votes, digests_of, find_row, rows_of, votes_of
 from kiridashi_server.bank.record import (
     Policy,
     Record,
@@ -25,10 +26,9 @@ from kiridashi_server.bank.record import (
 from kiridashi_server.bank.rows import RecordSummary, record_of, row_of, summary_of
 from kiridashi_server.bank.stacks import STACK_FROM, StackCache
 from kiridashi_server.bank.tables import record_blobs, records
-from kiridashi_server.compose.stack import ScoreStack, Vote
+from kiridashi_server.compose.stack import ScoreStack
 
 DATABASE_NAME = "bank.db"
-_AFTER_HEX = "g"
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Bank:
             BankDamagedError: one of its arrays is missing or changed.
         """
         with self._engine.begin() as connection:
-            return self._load(connection, self._find(connection, key))
+            return self._load(connection, find_row(connection, key, str(self.folder)))
 
     def list(self, *, backbone_fingerprint: str | None = None) -> tuple[Record, ...]:
         """All records (of one backbone), by task name, then id. Scores are read when they are first looked at.
@@ -138,8 +138,8 @@ class Bank:
                 too.
         """
         with self._engine.begin() as connection:
-            rows = connection.execute(_selected(backbone_fingerprint, None)).mappings().all()
-            digests = self._digests(connection)
+            rows = rows_of(connection, backbone_fingerprint=backbone_fingerprint)
+            digests = digests_of(connection)
             return tuple(self._record(row, digests.get(row["id"], {})) for row in rows)
 
     def summaries(
@@ -147,7 +147,7 @@ class Bank:
     ) -> tuple[RecordSummary, ...]:
         """All records (of one backbone, of one task) without their arrays, by task name, then id: quick."""
         with self._engine.begin() as connection:
-            return tuple(map(summary_of, connection.execute(_selected(backbone_fingerprint, task)).mappings()))
+            return tuple(map(summary_of, rows_of(connection, backbone_fingerprint=backbone_fingerprint, task=task)))
 
     def backbones(self) -> dict[str, int]:
         """How many records there are, by backbone fingerprint."""
@@ -162,7 +162,7 @@ class Bank:
             UnknownRecordError: no record, or several.
         """
         with self._engine.begin() as connection:
-            record_id = str(self._find(connection, key)["id"])
+            record_id = str(find_row(connection, key, str(self.folder))["id"])
             connection.execute(update(records).where(records.c.id == record_id).values(policy=policy))
         return record_id
 
@@ -173,12 +173,12 @@ class Bank:
             UnknownRecordError: none or several.
         """
         with self._engine.begin() as connection:
-            return summary_of(self._find(connection, key))
+            return summary_of(find_row(connection, key, str(self.folder)))
 
     def digests_of(self, record_id: str) -> dict[str, str]:
         """SHA-256 of a record's stored arrays by kind; :meth:`blob` reads them."""
         with self._engine.begin() as connection:
-            return self._digests(connection, record_id).get(record_id, {})
+            return digests_of(connection, record_id).get(record_id, {})
 
     def blob(self, sha256: str) -> bytes:
         """A stored array's bytes.
@@ -198,23 +198,22 @@ class Bank:
             InputError: the records do not have the same groups.
         """
         with self._engine.begin() as connection:  # holds the lock: no record is forgotten while its scores are stacked
-            votes = self._votes(connection, backbone_fingerprint, layout_digest)
+            votes = votes_of(connection, backbone_fingerprint, layout_digest)
             if len(votes) < STACK_FROM:
                 return None
-            return self._stacks.get(votes, self._scores)
-
-    def _votes(self, connection: Connection, backbone_fingerprint: str, layout_digest: str) -> Sequence[Vote]:
-        query = (
-            select(records.c.id, record_blobs.c.sha256, records.c.kind)
-            .join(record_blobs, records.c.id == record_blobs.c.record_id)
-            .where(records.c.backbone_fingerprint == backbone_fingerprint, records.c.layout_digest == layout_digest)
-            .where(record_blobs.c.kind == "scores")
-            .order_by(records.c.id)
-        )
-        return [Vote(str(i), str(sha), kind == "learnt") for i, sha, kind in connection.execute(query)]
+            found = self._stacks.find(votes, self._scores)
+            if found is None:
+                self._stacks.clear(all_votes(connection))  # of earlier sets of records
+                found = self._stacks.make(votes, self._scores)
+            return found
 
     def _scores(self, sha256: str) -> dict[str, ScoreArray]:
-        return decode_scores(self._blobs.get(sha256))
+        try:
+            return decode_scores(self._blobs.get(sha256))
+        except (BankDamagedError, ValueError) as error:
+            raise BankDamagedError(
+                "a record's scores are damaged", why=str(error), next_step="kiridashi bank verify"
+            ) from error
 
     def remove(self, key: str) -> str:
         """Forget a record: its row, every array that no other record uses, and stacks with its scores. Returns its id.
@@ -223,7 +222,7 @@ class Bank:
             UnknownRecordError: no record, or several.
         """
         with self._engine.begin() as connection:
-            record_id = str(self._find(connection, key)["id"])
+            record_id = str(find_row(connection, key, str(self.folder))["id"])
             connection.execute(delete(record_blobs).where(record_blobs.c.record_id == record_id))
             connection.execute(delete(records).where(records.c.id == record_id))
         # Only after the row is gone for good: a crash in between leaves a leftover, never a record without arrays.
@@ -256,49 +255,14 @@ class Bank:
 
     def _clear_stacks(self, *, check: bool = False) -> int:
         """Remove stacks of sets of records that are no more, and with ``check`` damaged ones."""
-        query = select(records.c.backbone_fingerprint, records.c.layout_digest).distinct()
         with self._engine.begin() as connection:
-            layouts = connection.execute(query).all()
-            return self._stacks.clear([self._votes(connection, *layout) for layout in layouts], check=check)
-
-    def _find(self, connection: Connection, key: str) -> RowMapping:
-        # A range of ids, not LIKE: only that uses the index.
-        begins = and_(records.c.id >= key, records.c.id < key + _AFTER_HEX)
-        found = (
-            connection.execute(select(records).where(or_(records.c.task == key, begins))).mappings().all()
-            if key
-            else []
-        )
-        if len(found) == 1:
-            return found[0]
-        tasks = connection.execute(select(records.c.task).order_by(records.c.task)).scalars().all()
-        if not found:
-            raise UnknownRecordError(
-                f"the bank in {self.folder} has no record '{key}'",
-                why=f"it has {_listed(tasks)}",
-                next_step="kiridashi bank list",
-            )
-        raise UnknownRecordError(
-            f"'{key}' means {len(found)} records",
-            why=", ".join(row["id"][:12] for row in found),
-            next_step="give the beginning of one of these ids",
-        )
+            return self._stacks.clear(all_votes(connection), check=check)
 
     def _load(self, connection: Connection, row: RowMapping) -> Record:
-        digests = self._digests(connection, row["id"]).get(row["id"], {})
+        digests = digests_of(connection, row["id"]).get(row["id"], {})
         record = self._record(row, digests)
         len(record.scores), len(record.taylor)  # a single record is read at once
         return record
-
-    def _digests(self, connection: Connection, record_id: str | None = None) -> dict[str, dict[str, str]]:
-        """SHA-256 of the arrays by record id and kind, of one record or of all."""
-        query = select(record_blobs.c.record_id, record_blobs.c.kind, record_blobs.c.sha256)
-        found: dict[str, dict[str, str]] = {}
-        for owner, kind, sha256 in connection.execute(
-            query if record_id is None else query.where(record_blobs.c.record_id == record_id)
-        ):
-            found.setdefault(str(owner), {})[str(kind)] = str(sha256)
-        return found
 
     def _record(self, row: RowMapping, digests: Mapping[str, str]) -> Record:
         """The record; its head is read at once, its scores when they are looked at."""
@@ -319,20 +283,9 @@ class Bank:
             raise _damaged(row, error) from error
 
 
-def _selected(backbone_fingerprint: str | None, task: str | None) -> Select[tuple[object, ...]]:
-    query = select(records).order_by(records.c.task, records.c.id)
-    if backbone_fingerprint is not None:
-        query = query.where(records.c.backbone_fingerprint == backbone_fingerprint)
-    return query if task is None else query.where(records.c.task == task)
-
-
 def _damaged(row: RowMapping, error: Exception) -> BankDamagedError:
     return BankDamagedError(
         f"the record of '{row['task']}' ({row['id'][:12]}) is damaged",
         why=str(error),
         next_step=f"kiridashi bank forget {row['id'][:12]}, then learn the task again: kiridashi bank learn",
     )
-
-
-def _listed(tasks: Sequence[str]) -> str:
-    return ", ".join(tasks) if tasks else "no record at all"

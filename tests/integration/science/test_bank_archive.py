@@ -1,6 +1,7 @@
 """Signed archives: same bytes, idempotent, and refused whole when anything about them is wrong."""
 
 import dataclasses
+import hashlib
 import io
 import json
 import zipfile
@@ -8,13 +9,14 @@ import zipfile
 import msgspec
 import numpy as np
 import pytest
+import safetensors.numpy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kiridashi.errors import InputError, KiridashiError, TrustError
 from kiridashi_server.bank import archive as archives
 from kiridashi_server.bank.archive import read_archive
-from kiridashi_server.bank.record import encode_arrays
+from kiridashi_server.bank.record import encode_arrays, record_id
 from kiridashi_server.bank.sharing import carry_records, export_records, import_records
 from kiridashi_server.bank.store import Bank
 from tiny_science import make_record
@@ -200,7 +202,12 @@ def test_what_a_signer_wrote_wrongly_is_refused_too(change, error, archive, othe
 
 def test_arrays_that_are_not_finite_are_refused(bank, other, tmp_path):
     scores = {"a": np.array([1, np.nan, 3, 4], np.float32), "b": np.ones(6, np.float32)}
-    bank.add(make_record(scores=scores, policy="shareable"))
+    record = make_record(policy="shareable")
+    with pytest.raises(InputError, match="not finite"):
+        bank.add(dataclasses.replace(record, scores=scores))
+    blobs = encode_arrays(record) | {"scores": safetensors.numpy.save(scores)}
+    record.__dict__["id"] = record_id(record, {kind: hashlib.sha256(data).hexdigest() for kind, data in blobs.items()})
+    bank.add_all([(record, blobs)])
     export_records(bank, tmp_path / "out", KEY)
     with pytest.raises(InputError, match="malformed"):
         import_records(other, tmp_path / "out", TRUSTED)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kiridashi.errors import InputError
 from kiridashi_server.bank.database import open_database
-from kiridashi_server.bank.errors import BankDamagedError
+from kiridashi_server.bank.errors import BankDamagedError, UnknownRecordError
 from kiridashi_server.bank.stacks import STACK_FROM
 from kiridashi_server.bank.store import Bank
 from kiridashi_server.compose.composition import robust_mean
@@ -51,8 +51,8 @@ def test_a_new_record_means_a_new_stack(large):
     after = large.stack("backbone", "layout")
     assert len(after.ids) == STACK_FROM + 1
     assert _means(after)["a"].tolist() != before["a"].tolist()
-    assert large.verify().stacks_removed == 1  # the earlier set's
-    assert len(_files(large)) == 1
+    assert len(_files(large)) == 1  # the earlier set's is gone
+    assert large.verify().stacks_removed == 0
 
 
 def test_checkpoints_are_on_the_scale_of_the_learnt_ones(large):
@@ -143,3 +143,14 @@ def test_a_bank_of_the_first_version_is_brought_up_to_date(tmp_path):
     with Bank.open(tmp_path) as bank:
         record = bank.get("hues")
     assert (record.id, record.kind, record.provenance.origin) == (identity, "learnt", "")
+
+
+def test_an_unknown_record_of_a_large_bank_is_answered_shortly(large):
+    with pytest.raises(UnknownRecordError, match="task 009 and 54 more"):
+        large.get("nothing")
+    with pytest.raises(UnknownRecordError, match="means"):
+        large.get(next(one.id[0] for one in large.summaries() if _shared(large, one.id[0])))
+
+
+def _shared(bank, beginning):
+    return sum(one.id.startswith(beginning) for one in bank.summaries()) > 1

@@ -8,11 +8,12 @@ import pytest
 from kiridashi import command
 from kiridashi.errors import ExitCode
 from kiridashi_server.backbone import Backbone
+from kiridashi_server.bank.store import Bank
 from kiridashi_server.budget import Profile
 from kiridashi_server.budget.requirements import Requirements
 from kiridashi_server.cli import bank, front
 from kiridashi_server.tasks import Task, save_task_folder
-from tiny_science import tiny_samples
+from tiny_science import make_record, tiny_samples
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,8 @@ def place(tmp_path_factory):
     save_task_folder(Task("hues", ("red", "green", "blue"), splits), place / "hues")
     learn = ("bank", "learn", "--task", place / "hues", "--iterations", 1, "--image-size", 32, "--bank", place / "bank")
     assert command.main("kiridashi", "", bank.COMMANDS, [str(part) for part in learn]) == 0
+    with Bank.open(place / "bank") as stored:
+        stored.add(make_record("foreign", fingerprint="another backbone"))
     return place
 
 
@@ -72,6 +75,7 @@ def test_a_front_of_parameters_with_its_picture(capsys, place):
     picture = ElementTree.fromstring((place / "front.svg").read_text())
     assert picture.attrib["aria-label"] == "Importance against size"
     assert data["picture"] == str(place / "front.svg")
+    assert data["other_backbones"] == 1
 
 
 def test_a_front_of_latency_keeps_the_profiles_multiple(capsys, place, profile):
