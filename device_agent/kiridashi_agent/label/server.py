@@ -96,9 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif url.path == "/":
             self._naming(parse_qs(url.query).get("lang", [""])[0])
         elif url.path == "/who":
-            with self.server.lock:
-                people = self.server.session.people()
-            self._page(who_page(self._visit(), people))
+            self._who()
         elif url.path.startswith("/frame/") and url.path.endswith(".png"):
             self._picture(url.path.removeprefix("/frame/").removesuffix(".png"))
         else:
@@ -164,6 +162,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._page(error_page(self._visit(), "error_full"), HTTPStatus.INSUFFICIENT_STORAGE)
             return
         self._page(naming_page(self._visit(), view))
+
+    def _who(self) -> None:
+        try:
+            with self.server.lock:
+                people = self.server.session.people()
+        except StateError as error:
+            _log.error("%s", error)
+            self._page(error_page(self._visit(), "error_full"), HTTPStatus.INSUFFICIENT_STORAGE)
+            return
+        self._page(who_page(self._visit(), people))
 
     def _picture(self, entry: str) -> None:
         with self.server.lock:
