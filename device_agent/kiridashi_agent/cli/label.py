@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from types import FrameType
 
 import msgspec
@@ -43,11 +44,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> Outcome:
     _check(arguments)
     folder = SpoolFolder(arguments.state, arguments.line)
-    labels, digest = _model(LineSlots(arguments.state, arguments.line))
+    current_goal = partial(_goal, LineSlots(arguments.state, arguments.line), arguments.per_class)
+    goal = current_goal()
     access = Access.to(arguments.bind, tuple(arguments.name))
     try:
-        session = LabelSession(folder, LabelGoal(labels, digest, arguments.per_class))
-        server = LabelServer(arguments.bind, arguments.port, arguments.line, session, access)
+        session = LabelSession(folder, goal)
+        server = LabelServer(arguments.bind, arguments.port, arguments.line, session, access, current_goal)
     except OSError as error:
         step = "name another --port, or check who owns the state folder"
         raise StateError("the page cannot be served", why=str(error), next_step=step) from error
@@ -77,15 +79,15 @@ def _shown_host(bind: str, names: Sequence[str]) -> str:
     return f"[{bind}]" if ":" in bind else bind
 
 
-def _model(slots: LineSlots) -> tuple[tuple[str, ...], str]:
-    """The classes of the line's active model, and its digest."""
+def _goal(slots: LineSlots, per_class: int) -> LabelGoal:
+    """The classes of the line's active model, and how many frames of each are wanted."""
     active = slots.served()
     path = slots.folder(active.slot) / MANIFEST_NAME
     try:
         data = path.read_bytes()
     except OSError as error:
         raise StateError(f"the classes of line '{slots.line}' cannot be read", why=str(error)) from error
-    return decode_manifest(data, str(path)).labels, active.model_digest
+    return LabelGoal(decode_manifest(data, str(path)).labels, active.model_digest, per_class)
 
 
 def _serve_until_stopped(server: LabelServer) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 
 import pytest
 from kiridashi.artifacts import MANIFEST_NAME
+from kiridashi.errors import StateError
 from kiridashi.slots import LineSlots
 from kiridashi.spool import AnswerLog, SpoolFolder
 from kiridashi_agent.cli import main
@@ -243,6 +244,24 @@ def test_a_full_disk_is_said_and_the_frame_stays(visitor, folder, monkeypatch) -
     assert "disk is full" in reply.text
     assert answers(folder) == []
     assert visitor.form()["entry"] == form["entry"]
+
+
+def test_the_page_follows_the_line_to_other_classes(folder, access) -> None:
+    goals: list[LabelGoal | StateError] = [LabelGoal(LABELS, "one"), StateError("damaged"), LabelGoal(("bent",), "two")]
+
+    def current_goal() -> LabelGoal:
+        goal = goals.pop(0)
+        if isinstance(goal, StateError):
+            raise goal
+        return goal
+
+    session = LabelSession(folder, LabelGoal(LABELS, "one"))
+    server = LabelServer("127.0.0.1", 0, LINE, session, access, current_goal)
+    try:
+        shown = [{choice.label for choice in (*view.guesses, *view.others)} for view in (server.view() for _ in "123")]
+    finally:
+        server.server_close()
+    assert shown == [set(LABELS), set(LABELS), {"bent"}]
 
 
 def test_answers_that_cannot_be_read_are_said(visitor, folder) -> None:
