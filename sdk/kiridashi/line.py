@@ -24,6 +24,7 @@ from kiridashi.prediction import Prediction
 from kiridashi.runtime.protocol import PREFERENCE, Provider
 from kiridashi.serving import Frames, LineInfo, Serving, load_active, stamp
 from kiridashi.slots import Active, LineSlots, default_state_dir
+from kiridashi.spool import Spool
 
 __all__ = ["LineInfo", "LineModel", "Prediction"]
 
@@ -44,6 +45,10 @@ class LineModel:
 
     For that time both models are in memory. Every process opens a ``LineModel`` of its own: one that was opened before
     a fork cannot be used in the child, where the runtime's threads are missing, and says so.
+
+    Attributes:
+        spool: where predicted frames are offered; ``spool.counts()`` tells what became of them. ``None`` if nowhere.
+        swap_error: why a newer model is not used.
     """
 
     def __init__(
@@ -53,12 +58,17 @@ class LineModel:
         providers: Sequence[Provider] = PREFERENCE,
         workers: int = 1,
         pending_limit: int = 64,
+        spool: Spool | None = None,
         look_interval_s: float = LOOK_INTERVAL_S,
         retry_interval_s: float = RETRY_INTERVAL_S,
     ) -> None:
         if min(threads, workers, pending_limit) < 1:
             raise InputError("threads, workers and pending_limit are at least 1")
+        if spool is not None and spool.folder.line != slots.line:
+            raise InputError(f"a spool of line '{spool.folder.line}' cannot take frames of line '{slots.line}'")
         self.swap_error: KiridashiError | None = None
+        self.spool = spool
+        self._closes_spool = False
         self._slots = slots
         self._threads = threads
         self._providers = tuple(providers)
@@ -86,6 +96,7 @@ class LineModel:
         providers: Sequence[Provider] = PREFERENCE,
         workers: int = 1,
         pending_limit: int = 64,
+        spool: Spool | bool = False,
     ) -> LineModel:
         """Load a line's active model and warm it up.
 
@@ -97,15 +108,21 @@ class LineModel:
                 with the default, so its figures do not hold for another choice.
             workers: predictions of :meth:`predict_async` that run at once.
             pending_limit: predictions of :meth:`predict_async` that may wait or run.
+            spool: ``True`` offers every predicted frame to the line's spool, for people to name; :meth:`close` closes
+                it. A spool of the caller's, with limits of its own, is left open.
 
         Raises:
-            InputError: not a line name, or a number below 1.
+            InputError: not a line name, a number below 1, or the spool of another line.
             StateError: no model is active, the state folder is damaged, or memory is short.
             BundleError, TrustError: a file is not what its manifest or seal says, or the model cannot run.
             RuntimeUnavailableError: the model's runtime is not installed, or none of ``providers`` is here.
         """
         folder = default_state_dir() if state_dir is None else Path(state_dir)
-        return cls(LineSlots(folder, line), threads, providers, workers, pending_limit)
+        slots = LineSlots(folder, line)
+        place = Spool.open(line, folder) if spool is True else spool or None
+        model = cls(slots, threads, providers, workers, pending_limit, place)
+        model._closes_spool = spool is True
+        return model
 
     def __enter__(self) -> LineModel:
         return self
@@ -132,7 +149,8 @@ class LineModel:
     def predict(self, frames: Frames) -> Prediction:
         """Predict one frame, uint8 RGB [H, W, 3], a batch [N, H, W, 3], or a list of frames; resized where needed.
 
-        The frames of a list may differ in size; its prediction is that of a batch.
+        The frames of a list may differ in size; its prediction is that of a batch. With a spool, every frame is offered
+        to it, which takes microseconds and cannot fail.
 
         Raises:
             InputError: not such frames.
@@ -141,7 +159,10 @@ class LineModel:
         """
         if time.monotonic() >= self._next_look:
             self._look()
-        return self._current().predict(frames)
+        prediction = self._current().predict(frames)
+        if self.spool is not None:
+            _offer(self.spool, frames, prediction)
+        return prediction
 
     def predict_async(self, frames: Frames) -> Future[Prediction]:
         """:meth:`predict` in a thread of the model's own; the frames are copied, so the buffer may be used again.
@@ -207,6 +228,8 @@ class LineModel:
             self._swapper.join()
         with self._swap_lock:
             self._serving = None
+        if self.spool is not None and self._closes_spool:
+            self.spool.close()
 
     def _current(self) -> Serving:
         serving = self._serving
@@ -226,6 +249,7 @@ class LineModel:
             _left_to_the_parent.append(self._serving)
         self._serving, self._swapper, self._swap_lock = None, None, threading.Lock()
         self._closed = self._forked = True
+        self.spool = None
         self._workers = ThreadPoolExecutor(1)
 
     def _look(self) -> None:
@@ -252,6 +276,16 @@ class LineModel:
             if not self._closed and str(error) != str(self.swap_error):
                 _log.error("line %s keeps its model: the new one cannot be used: %s", self._slots.line, error)
             self.swap_error = error
+
+
+def _offer(spool: Spool, frames: Frames, prediction: Prediction) -> None:
+    """Each frame with its own values, also those of a batch: a request to the line server always is one."""
+    digest, labels = prediction.model_digest, prediction.labels
+    if prediction.values.ndim == 1:
+        spool.offer(frames, prediction.values, digest, labels)  # type: ignore[arg-type]
+        return
+    for frame, values in zip(frames, prediction.values, strict=False):  # nothing may fail for the spool's sake
+        spool.offer(frame, values, digest, labels)
 
 
 def _copied(frames: Frames) -> Frames:

@@ -18,6 +18,7 @@ from kiridashi.line_server import DEFAULT_PORT, LineServer, ServerLimits
 from kiridashi.runtime.protocol import PREFERENCE
 
 _MIB = 1024 * 1024
+_DAY_S = 24 * 3600
 
 
 def _configure_model(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,7 @@ def _configure_model(parser: argparse.ArgumentParser) -> None:
 
 def _configure_serve(parser: argparse.ArgumentParser) -> None:
     _configure_model(parser)
+    parser.add_argument("--spool", action="store_true", help="keep frames for people to name: kiridashi-agent label")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port to listen on; 0 for any")
     parser.add_argument("--allow-remote", action="store_true", help="listen on an address that others reach")
@@ -43,6 +45,8 @@ def _configure_serve(parser: argparse.ArgumentParser) -> None:
 def _serve(arguments: argparse.Namespace) -> Outcome:
     if min(arguments.max_body_mib, arguments.max_frames, arguments.max_requests, arguments.timeout) <= 0:
         raise InputError("limits have to be above 0")
+    if not arguments.timeout <= _DAY_S:  # also what is not a number
+        raise InputError(f"--timeout is at most {_DAY_S} seconds")
     limits = ServerLimits(
         arguments.max_body_mib * _MIB,
         arguments.max_frames,
@@ -50,7 +54,8 @@ def _serve(arguments: argparse.Namespace) -> Outcome:
         timeout_s=arguments.timeout,
     )
     with ExitStack() as stack:
-        models = {line: stack.enter_context(_open(line, arguments)) for line in dict.fromkeys(arguments.line)}
+        lines = dict.fromkeys(arguments.line)
+        models = {line: stack.enter_context(_open(line, arguments, spool=arguments.spool)) for line in lines}
         server = LineServer(models, arguments.host, arguments.port, limits, allow_remote=arguments.allow_remote)
         stack.callback(server.close)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -71,8 +76,8 @@ def _info(arguments: argparse.Namespace) -> Outcome:
     return Outcome({"lines": rows}, text)
 
 
-def _open(line: str, arguments: argparse.Namespace) -> LineModel:
-    return LineModel.open(line, arguments.state, arguments.threads, arguments.provider or PREFERENCE)
+def _open(line: str, arguments: argparse.Namespace, *, spool: bool = False) -> LineModel:
+    return LineModel.open(line, arguments.state, arguments.threads, arguments.provider or PREFERENCE, spool=spool)
 
 
 COMMANDS = (

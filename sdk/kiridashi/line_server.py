@@ -60,7 +60,7 @@ class LineServer(ThreadingHTTPServer):
     """Serves open models by their lines' names; run it with ``serve_forever``, end it with :meth:`close`.
 
     Raises:
-        InputError: ``host`` is not loopback and ``allow_remote`` is not set.
+        InputError: ``host`` is not loopback and ``allow_remote`` is not set, or ``port`` is none.
         StateError: the address is in use or not this machine's.
     """
 
@@ -82,6 +82,8 @@ class LineServer(ThreadingHTTPServer):
                 why="the server has neither encryption nor a password: whoever reaches it can use the models",
                 next_step="use 127.0.0.1, or allow it with --allow-remote in a network of its own",
             )
+        if not 0 <= port <= 65535:
+            raise InputError(f"{port} is not a port", why="ports are 1 to 65535, and 0 takes a free one")
         self.models = dict(models)
         self.limits = limits or ServerLimits()
         self.turns = threading.BoundedSemaphore(self.limits.requests)
@@ -92,7 +94,7 @@ class LineServer(ThreadingHTTPServer):
             super().__init__((host, port), _Handler)
         except OSError as error:
             raise StateError(
-                f"{host} port {port} cannot be listened on", why=str(error), next_step="choose another --port"
+                f"{host} port {port} cannot be listened on", why=str(error), next_step="choose another --port or --host"
             ) from error
 
     @property

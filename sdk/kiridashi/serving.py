@@ -144,13 +144,7 @@ def load_active(
 
 
 def _load_once(slots: LineSlots, threads: int, providers: Sequence[Provider]) -> Serving:
-    active = slots.active()
-    if active is None:
-        raise StateError(
-            f"line '{slots.line}' has no active model",
-            why=f"{slots.pointer_path} does not exist",
-            next_step="run kiridashi-agent run until the line is active; kiridashi-agent status shows where it is",
-        )
+    active = slots.served()
     folder = slots.folder(active.slot)
     manifest = decode_manifest((folder / MANIFEST_NAME).read_bytes(), str(folder / MANIFEST_NAME))
     artifact = manifest.artifact(active.artifact)

@@ -86,6 +86,25 @@ class LineSlots:
         pointer = self._read()
         return pointer.active if pointer else None
 
+    def served(self) -> Active:
+        """What serves now.
+
+        Raises:
+            StateError: nothing does, or the pointer is damaged. Names the lines that have a model here.
+        """
+        active = self.active()
+        if active is not None:
+            return active
+        others = sorted(path.parent.name for path in self.root.parent.glob(f"*/{POINTER_NAME}"))
+        if others:
+            step = f"lines with a model here: {', '.join(others)}"
+        elif self.root.parent.is_dir():
+            step = "run kiridashi-agent run until the line is active; kiridashi-agent status shows where it is"
+        else:
+            step = f"name the device's state folder with --state or ${STATE_VARIABLE}"
+        why = f"{self.pointer_path} does not exist"
+        raise StateError(f"line '{self.line}' has no active model", why=why, next_step=step)
+
     def previous(self) -> Active | None:
         """What :meth:`rollback` would make active, ``None`` if there is nothing.
 
@@ -166,7 +185,8 @@ class LineSlots:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._damaged(str(error)) from error
+            what, step = f"the active pointer {self.pointer_path} cannot be read", "check whose the state folder is"
+            raise StateError(what, why=str(error), next_step=step) from error
         if len(data) > MAX_POINTER_BYTES:
             raise self._damaged(f"it is over {MAX_POINTER_BYTES} bytes")
         try:

@@ -7,6 +7,8 @@ import ipaddress
 import signal
 import sys
 import threading
+from collections.abc import Sequence
+from functools import partial
 from types import FrameType
 
 import msgspec
@@ -42,15 +44,16 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> Outcome:
     _check(arguments)
     folder = SpoolFolder(arguments.state, arguments.line)
-    labels, digest = _model(LineSlots(arguments.state, arguments.line))
+    current_goal = partial(_goal, LineSlots(arguments.state, arguments.line), arguments.per_class)
+    goal = current_goal()
     access = Access.to(arguments.bind, tuple(arguments.name))
     try:
-        session = LabelSession(folder, LabelGoal(labels, digest, arguments.per_class))
-        server = LabelServer(arguments.bind, arguments.port, arguments.line, session, access)
+        session = LabelSession(folder, goal)
+        server = LabelServer(arguments.bind, arguments.port, arguments.line, session, access, current_goal)
     except OSError as error:
         step = "name another --port, or check who owns the state folder"
         raise StateError("the page cannot be served", why=str(error), next_step=step) from error
-    host = f"[{arguments.bind}]" if ":" in arguments.bind else arguments.bind
+    host = _shown_host(arguments.bind, arguments.name)
     _say(f"open http://{host}:{server.server_port}/ in a browser; stop with Ctrl-C")
     if access.code:
         _say(f"code for other hosts: {access.code}")
@@ -69,14 +72,22 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--port is 0 to 65535, --per-class 1 to 500")
 
 
-def _model(slots: LineSlots) -> tuple[tuple[str, ...], str]:
-    """The classes of the line's active model, and its digest."""
-    active = slots.active()
-    if active is None:
-        step = "run kiridashi-agent run until the line is active"
-        raise StateError(f"line '{slots.line}' has no active model, so its classes are not known", next_step=step)
+def _shown_host(bind: str, names: Sequence[str]) -> str:
+    """What stands in the address of a browser: nobody can open 0.0.0.0 from another computer."""
+    if ipaddress.ip_address(bind).is_unspecified:
+        return names[0] if names else "ADDRESS-OF-THIS-DEVICE"
+    return f"[{bind}]" if ":" in bind else bind
+
+
+def _goal(slots: LineSlots, per_class: int) -> LabelGoal:
+    """The classes of the line's active model, and how many frames of each are wanted."""
+    active = slots.served()
     path = slots.folder(active.slot) / MANIFEST_NAME
-    return decode_manifest(path.read_bytes(), str(path)).labels, active.model_digest
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StateError(f"the classes of line '{slots.line}' cannot be read", why=str(error)) from error
+    return LabelGoal(decode_manifest(data, str(path)).labels, active.model_digest, per_class)
 
 
 def _serve_until_stopped(server: LabelServer) -> None:

@@ -7,7 +7,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +20,7 @@ from kiridashi.errors import InputError, KiridashiError, StateError
 from kiridashi_agent.label.access import Access
 from kiridashi_agent.label.page import MAX_INITIALS, Visit, enter_page, error_page, naming_page, who_page
 from kiridashi_agent.label.png import encode_png
-from kiridashi_agent.label.session import LabelSession
+from kiridashi_agent.label.session import LabelGoal, LabelSession, View
 from kiridashi_agent.label.texts import LANGUAGES, Language, preferred_language
 
 MAX_CONNECTIONS = 8
@@ -46,18 +46,39 @@ _log = logging.getLogger(__name__)
 class LabelServer(ThreadingHTTPServer):
     """Serves one line's session at ``bind`` (an IP address) and ``port`` (0 takes a free one).
 
+    ``current_goal`` is asked before a frame is shown, so that the page follows the line to another model.
+
     Raises:
         OSError: the address cannot be used.
     """
 
     daemon_threads = True
 
-    def __init__(self, bind: str, port: int, line: str, session: LabelSession, access: Access) -> None:
+    def __init__(
+        self,
+        bind: str,
+        port: int,
+        line: str,
+        session: LabelSession,
+        access: Access,
+        current_goal: Callable[[], LabelGoal] | None = None,
+    ) -> None:
         self.line, self.session, self.access = line, session, access
+        self._current_goal = current_goal
         self.lock = threading.Lock()
         self.address_family = socket.AF_INET6 if ipaddress.ip_address(bind).version == 6 else socket.AF_INET
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         super().__init__((bind, port), _Handler)
+
+    def view(self) -> View:
+        """What to show now. Raises as :meth:`LabelSession.view`."""
+        with self.lock:
+            if self._current_goal is not None:
+                try:
+                    self.session.aim_at(self._current_goal())
+                except KiridashiError as error:
+                    _log.error("line=%s the classes stay as they were: %s", self.line, error)
+            return self.session.view()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A connection over the limit is closed at once."""
@@ -96,9 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif url.path == "/":
             self._naming(parse_qs(url.query).get("lang", [""])[0])
         elif url.path == "/who":
-            with self.server.lock:
-                people = self.server.session.people()
-            self._page(who_page(self._visit(), people))
+            self._who()
         elif url.path.startswith("/frame/") and url.path.endswith(".png"):
             self._picture(url.path.removeprefix("/frame/").removesuffix(".png"))
         else:
@@ -157,13 +176,22 @@ class _Handler(BaseHTTPRequestHandler):
             self._redirect({"lang": language})
             return
         try:
-            with self.server.lock:
-                view = self.server.session.view()
+            view = self.server.view()
         except (KiridashiError, OSError) as error:
             _log.error("%s", error)
             self._page(error_page(self._visit(), "error_full"), HTTPStatus.INSUFFICIENT_STORAGE)
             return
         self._page(naming_page(self._visit(), view))
+
+    def _who(self) -> None:
+        try:
+            with self.server.lock:
+                people = self.server.session.people()
+        except StateError as error:
+            _log.error("%s", error)
+            self._page(error_page(self._visit(), "error_full"), HTTPStatus.INSUFFICIENT_STORAGE)
+            return
+        self._page(who_page(self._visit(), people))
 
     def _picture(self, entry: str) -> None:
         with self.server.lock:

@@ -79,6 +79,10 @@ class LabelSession:
         self._headers: dict[str, FrameHeader] = {}
         folder.prepare()
 
+    def aim_at(self, goal: LabelGoal) -> None:
+        """Go on with other classes, those of a model that became active meanwhile."""
+        self._goal = goal
+
     def view(self) -> View:
         """What to show now; claims the frame.
 

@@ -14,11 +14,16 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from kiridashi.artifacts import MANIFEST_NAME
+from kiridashi.errors import StateError
+from kiridashi.slots import LineSlots
 from kiridashi.spool import AnswerLog, SpoolFolder
+from kiridashi_agent.cli import main
+from kiridashi_agent.cli.label import _shown_host
 from kiridashi_agent.label.access import MAX_WRONG, Access
 from kiridashi_agent.label.server import MAX_BODY_BYTES, MAX_CONNECTIONS, LabelServer
 from kiridashi_agent.label.session import LabelGoal, LabelSession
-from label_place import LINE, fill
+from label_place import LINE, activate, fill
 from PIL import Image
 from tiny_bundle import LABELS, SIDE
 
@@ -239,6 +244,50 @@ def test_a_full_disk_is_said_and_the_frame_stays(visitor, folder, monkeypatch) -
     assert "disk is full" in reply.text
     assert answers(folder) == []
     assert visitor.form()["entry"] == form["entry"]
+
+
+def test_the_page_follows_the_line_to_other_classes(folder, access) -> None:
+    goals: list[LabelGoal | StateError] = [LabelGoal(LABELS, "one"), StateError("damaged"), LabelGoal(("bent",), "two")]
+
+    def current_goal() -> LabelGoal:
+        goal = goals.pop(0)
+        if isinstance(goal, StateError):
+            raise goal
+        return goal
+
+    session = LabelSession(folder, LabelGoal(LABELS, "one"))
+    server = LabelServer("127.0.0.1", 0, LINE, session, access, current_goal)
+    try:
+        shown = [{choice.label for choice in (*view.guesses, *view.others)} for view in (server.view() for _ in "123")]
+    finally:
+        server.server_close()
+    assert shown == [set(LABELS), set(LABELS), {"bent"}]
+
+
+def test_answers_that_cannot_be_read_are_said(visitor, folder) -> None:
+    folder.answers_path.mkdir()
+    assert [visitor.get(path).status for path in ("/", "/who")] == [507, 507]
+
+
+def test_a_slot_without_its_manifest_is_said(tmp_path, capsys) -> None:
+    state = tmp_path / "device"
+    activate(state)
+    (LineSlots(state, LINE).folder("a") / MANIFEST_NAME).unlink()
+    assert main(["label", "--line", LINE, "--state", str(state), "--port", "0"]) == 60
+    assert "the classes of line 'press-3' cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("bind", "names", "shown"),
+    [
+        ("127.0.0.1", [], "127.0.0.1"),
+        ("::1", [], "[::1]"),
+        ("0.0.0.0", [], "ADDRESS-OF-THIS-DEVICE"),
+        ("::", ["panel-3.plant.example"], "panel-3.plant.example"),
+    ],
+)
+def test_the_printed_address_can_be_opened(bind, names, shown) -> None:
+    assert _shown_host(bind, names) == shown
 
 
 def test_a_frame_that_is_gone_is_said(visitor, folder) -> None:

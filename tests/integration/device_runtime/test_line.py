@@ -89,7 +89,24 @@ def test_what_is_no_frame_is_refused(device: Device) -> None:
 def test_no_active_model(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="no active model") as caught:
         LineModel.open("press-3", tmp_path)
+    assert "--state" in caught.value.next_step
+    (tmp_path / "lines").mkdir()
+    with pytest.raises(StateError, match="no active model") as caught:
+        LineModel.open("press-3", tmp_path)
     assert "kiridashi-agent" in caught.value.next_step
+
+
+def test_a_mistyped_line_is_told_which_lines_there_are(device: Device) -> None:
+    with pytest.raises(StateError, match="'pres-3' has no active model") as caught:
+        LineModel.open("pres-3", device.state_dir)
+    assert caught.value.next_step == "lines with a model here: press-3"
+
+
+def test_a_state_folder_that_is_none_is_not_to_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StateError, match="Not a directory") as caught:
+        LineModel.open("press-3", tmp_path / "file")
+    assert caught.value.next_step == "check whose the state folder is"
 
 
 def test_a_closed_model(device: Device) -> None:

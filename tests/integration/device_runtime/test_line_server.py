@@ -335,5 +335,7 @@ def test_the_command_tells_what_a_line_has(device: Device, capsys: pytest.Captur
     assert (code, "none of the providers cuda" in capsys.readouterr().err) == (50, True)
     serve = ["serve", "--line", "press-3", "--state", str(device.state_dir)]
     assert run([*serve, "--max-frames", "0"]) == 10
+    assert [run([*serve, "--timeout", seconds]) for seconds in ("nan", "inf", "0")] == [10] * 3
+    assert [run([*serve, "--port", port]) for port in ("65536", "-1")] == [10] * 2
     assert run([*serve, "--host", "0.0.0.0"]) == 10
     assert "--allow-remote" in capsys.readouterr().err
