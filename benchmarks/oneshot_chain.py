@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 import time
@@ -18,7 +19,7 @@ from kiridashi_server.baselines import Target, l1_plan
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.stock.pieces import Piece, Stock, StockMaker, StockSettings, piece_plans
 from kiridashi_server.stock.run import server_samples, stock_scores
-from kiridashi_server.stock.store import MANIFEST, Making, load_stock, save_stock
+from kiridashi_server.stock.store import MANIFEST, Making, load_stock, read_manifest, save_stock
 from kiridashi_server.tasks import Task, Views
 
 from benchmarks.oneshot_tasks import load_task
@@ -72,6 +73,18 @@ class Chain:
         return self._made("nested-l1", [l1_plan(self.backbone, target) for target in targets])
 
     @cached_property
+    def tuned(self) -> Backbone:
+        """The whole backbone as the first piece of the stock has it: the control for what tuning alone brings."""
+        return dataclasses.replace(self.backbone, program=self.stock.pieces[0].program)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of learning the bank, and of making each stock that there is."""
+        found = {"bank": sum(record.provenance.seconds for record in self.records)}
+        kinds = [kind for kind in ("stock", "nested-l1") if (self.folder / kind / MANIFEST).is_file()]
+        return {**found, **{kind: read_manifest(self.folder / kind).making.seconds for kind in kinds}}
+
+    @cached_property
     def _tasks(self) -> list[Task]:
         return [load_task(name, seed=self.seed, views=STOCK_VIEWS) for name in self.names]
 
@@ -84,7 +97,7 @@ class Chain:
         samples = [server_samples(task) for task in self._tasks]
         maker = StockMaker(self.backbone, samples, plans, self.settings, seed=self.seed)
         pieces: list[Piece] = []
-        for _ in plans:
+        for _ in range(len(maker)):
             pieces.append(maker.piece(pieces))
             _say(f"{kind}: piece {len(pieces)} of {len(plans)} after {time.perf_counter() - start:.0f} s")
         making = Making(

@@ -67,8 +67,8 @@ class Contest:
         }
 
     def _made(self, method: str, settings: RecoverSettings, stock: Stock | None) -> tuple[Recovered, int]:
-        if method == "task_specific":
-            result = iterative(self._backbone, self._target, settings)
+        if method in ITERATIVE:
+            result = iterative(self.chain.tuned if ITERATIVE[method] else self._backbone, self._target, settings)
             return result.recovered, result.extra_iterations
         line, plan = self.line, PLANNERS[method](self)
         recovered = recover_cut(
@@ -149,7 +149,8 @@ PLANNERS: Mapping[str, Callable[[Contest], Plan]] = {
     "product": Contest.composed,
     "composed": Contest.composed,
     "uniform_bank": Contest.uniform_bank,
-    "ofa": Contest.l1,
+    "nested_l1": Contest.l1,
+    "tuned_taylor": Contest.taylor,
     "random": Contest.random,
     "l1": Contest.l1,
     "taylor": Contest.taylor,
@@ -159,7 +160,15 @@ PLANNERS: Mapping[str, Callable[[Contest], Plan]] = {
 }
 """How each method chooses; all are repaired, get a ridge head and the same iterations."""
 
-STOCKS: Mapping[str, str] = {"product": "stock", "ofa": "nested_l1"}
-"""Methods whose cut is made out of pieces that were tuned on past tasks; the others cut the backbone as it is."""
+STOCKS: Mapping[str, str] = {"product": "stock", "nested_l1": "nested_l1", "tuned_taylor": "stock"}
+"""Methods whose cut is made out of pieces that were tuned on past tasks; the others cut the backbone as it is.
 
-METHODS = (*PLANNERS, "task_specific")
+``nested_l1`` stands for networks of elastic width, like once-for-all: channels by L1 norm, the same share everywhere,
+tuned size after size on the same tasks. ``tuned_taylor`` is the control for what tuning alone brings: the line's own
+first-order scores, cut out of the smallest piece that has the units, which is the whole tuned backbone as a rule.
+"""
+
+ITERATIVE: Mapping[str, bool] = {"task_specific": False, "tuned_task_specific": True}
+"""Step-by-step pruning on the line's samples, and whether it starts from the backbone tuned on past tasks."""
+
+METHODS = (*PLANNERS, *ITERATIVE)

@@ -81,12 +81,16 @@ class Planned(msgspec.Struct, frozen=True):
 
 
 class CutResult(msgspec.Struct, frozen=True):
-    """The recovered cut: loss of the first and the last iteration (if any), and seconds of cutting and recovering."""
+    """The recovered cut: loss of the first and the last iteration (if any), and seconds of cutting and recovering.
+
+    ``piece`` is the number of the stock's piece that it was cut out of, from 0; ``None`` without a stock.
+    """
 
     iterations: int
     loss_first: float | None
     loss_last: float | None
     seconds: float
+    piece: int | None = None
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -274,7 +278,8 @@ class CutRun:
             head = {name: value.detach().contiguous() for name, value in recovered.model.head.state_dict().items()}
             write_atomic(folder / "head.safetensors", safetensors.torch.save(head))
             losses = recovered.losses or (None,)
-            return CutResult(len(recovered.losses), losses[0], losses[-1], recovered.seconds)
+            piece = request.stock.number_for(plan) if request.stock else None
+            return CutResult(len(recovered.losses), losses[0], losses[-1], recovered.seconds, piece)
 
         stock = request.stock.digest if request.stock else ""
         return self.workspace.run("cut", [self._identity, self.planned.plan, request.recover, stock], work, CutResult)

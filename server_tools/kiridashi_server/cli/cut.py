@@ -45,7 +45,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "--stock",
         type=Path,
         metavar="DIR",
-        help="cut out of these pieces (default: stock in the bank's folder, where there is one)",
+        help="cut out of these pieces (default: BANK/stock/BACKBONE-PIXELS, where there is one)",
     )
     parser.add_argument("--no-stock", action="store_true", help="cut out of the backbone as it is")
     parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="the backbone to cut")
@@ -129,10 +129,10 @@ def _run(arguments: argparse.Namespace) -> Outcome:
 
 def _stock(arguments: argparse.Namespace, backbone: Backbone) -> Stock | None:
     """The stock that is named, or the bank's if it has one."""
-    from kiridashi_server.stock.store import MANIFEST, load_stock
+    from kiridashi_server.stock.store import load_stock
 
     folder = folder_of(arguments)
-    if arguments.no_stock or not (arguments.stock or (folder / MANIFEST).is_file()):
+    if arguments.no_stock or not (arguments.stock or folder.exists()):
         return None
     return load_stock(folder, backbone)
 
@@ -143,7 +143,7 @@ def _outcome(run: CutRun, backbones: Mapping[str, int]) -> Outcome:
     data = {
         "bundle": str(run.bundle),
         "device": run.request.device or None,
-        "stock": run.request.stock is not None,
+        "stock_piece": run.cut.piece,
         "budget": msgspec.to_builtins(run.budget),
         "forecast": msgspec.to_builtins(planned.forecast),
         "measured": msgspec.to_builtins(planned.measured),
@@ -168,6 +168,13 @@ def _outcome(run: CutRun, backbones: Mapping[str, int]) -> Outcome:
         f"next: kiridashi publish {run.bundle} --line {run.request.release.line}",
     ]
     return Outcome(data, "\n".join(lines))
+
+
+def _origin(run: CutRun) -> str:
+    if run.request.stock is None or run.cut.piece is None:
+        return "cut out of the backbone as it is; a stock makes better small models: kiridashi stock make"
+    size = run.request.backbone.costs.parameters(run.request.stock.pieces[run.cut.piece].plan.counts)
+    return f"cut out of piece {run.cut.piece + 1} of the stock, {size:,} parameters"
 
 
 def _needs(planned: Planned, device: str) -> str:

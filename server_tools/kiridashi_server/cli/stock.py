@@ -12,25 +12,25 @@ from kiridashi.errors import InputError
 from kiridashi_server.cli.task_source import TASK_HELP, read_task
 
 STOCK_FOLDER = "stock"
-"""Where a bank's stock is, in the bank's folder."""
+"""Where a bank's stocks are, in the bank's folder, one for each backbone and image size."""
 
 
 def _configure_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bank", type=Path, default=Path("bank"), metavar="DIR", help="the score bank")
     parser.add_argument(
-        "--stock", type=Path, metavar="DIR", help="the stock's folder (default: stock in the bank's folder)"
+        "--stock", type=Path, metavar="DIR", help="the stock's folder (default: BANK/stock/BACKBONE-PIXELS)"
     )
+    parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="a known backbone")
+    parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="side of the input (default 64)")
 
 
 def _configure_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", action="append", required=True, metavar="TASK", help=f"a past task: {TASK_HELP}")
     _configure_place(parser)
-    parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="a known backbone")
-    parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="side of the input (default 64)")
     parser.add_argument(
         "--shares", metavar="SHARES", help="parameters that pieces keep, falling from 1 (default 1,0.6,0.35,0.2)"
     )
-    parser.add_argument("--iterations", type=int, metavar="N", help="joint training of each piece (default 150)")
+    parser.add_argument("--iterations", type=int, metavar="N", help="joint training of each piece (default 300)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
 
 
@@ -38,7 +38,7 @@ def folder_of(arguments: argparse.Namespace) -> Path:
     """Where the stock is."""
     stock: Path | None = arguments.stock
     bank: Path = arguments.bank
-    return stock or bank / STOCK_FOLDER
+    return stock or bank / STOCK_FOLDER / f"{arguments.backbone}-{arguments.image_size}"
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, object]:

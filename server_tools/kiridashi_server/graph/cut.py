@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from kiridashi_server.graph.dims import Atom, Dim, Dims, count, indices, resolve, size_of
 from kiridashi_server.graph.errors import GraphError
 from kiridashi_server.graph.gates import Gated, insert_gates
-from kiridashi_server.graph.nodes import arguments, set_argument
+from kiridashi_server.graph.nodes import arguments, operator_name, set_argument
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.graph.program import assemble, change_tensors, copy_graph
 from kiridashi_server.graph.rules import Pick, Result
@@ -133,7 +133,8 @@ def _pick(
     operand = arguments(node)[pick.argument]
     if len(chosen) == size_of(pick.dim) or not isinstance(operand, fx.Node):
         return
-    # A program that was cut before has such buffers already.
+    if _narrowed(operand, pick, chosen, tensors):
+        return
     name = next(name for number in count_up() if (name := f"picked.{node.name}_{number}") not in tensors)
     device = next(iter(tensors.values())).device
     tensors[name] = torch.from_numpy(chosen).to(device)
@@ -147,6 +148,23 @@ def _pick(
     shape[pick.axis] = len(chosen)
     taken.meta["val"] = _traced(shape, value.dtype)
     set_argument(node, pick.argument, taken)
+
+
+def _narrowed(operand: fx.Node, pick: Pick, chosen: npt.NDArray[np.int64], tensors: dict[str, Tensor]) -> bool:
+    """Choose among what an earlier cut has picked already, so that two cuts leave what one would have left."""
+    if operator_name(operand) != "index_select" or len(operand.users) != 1:
+        return False
+    values = arguments(operand)
+    index = values["index"]
+    if values["dim"] != pick.axis or not isinstance(index, fx.Node) or not str(index.target).startswith("picked."):
+        return False
+    name = str(index.target)
+    tensors[name] = tensors[name][torch.from_numpy(chosen).to(tensors[name].device)]
+    shape = list(operand.meta["val"].shape)
+    shape[pick.axis] = len(chosen)
+    index.meta["val"] = _traced([len(chosen)], torch.int64)
+    operand.meta["val"] = _traced(shape, operand.meta["val"].dtype)
+    return True
 
 
 def _reshaped(value: Any, result: Result, counts: Mapping[Atom, int]) -> Any:

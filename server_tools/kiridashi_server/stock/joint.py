@@ -2,12 +2,14 @@
 
     L = E_{task t, batch of t} [ cross-entropy of h_t(f(x)) over the classes of t ]
 
-A batch mixes tasks; each sample is judged among its own task's classes only, so tasks do not compete. Heads start from
+A batch mixes tasks, each as often as any other; a sample is judged among its own task's classes only, so tasks do not
+compete. Heads start from
 ridge regression. Normalisations keep their statistics, as in all recoveries after a repair.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +22,7 @@ from kiridashi_server.backbone import Backbone
 from kiridashi_server.graph.program import copy_program
 from kiridashi_server.progress import Progress, no_progress
 from kiridashi_server.recover.descent import Schedule, descend
-from kiridashi_server.recover.inputs import run_batched, to_input, training_batches
+from kiridashi_server.recover.inputs import augment, run_batched, to_input
 from kiridashi_server.recover.ridge import DEFAULT_RIDGE, fit_ridge_head
 from kiridashi_server.tasks.task import Samples
 
@@ -60,6 +62,21 @@ class JointTasks:
             owners=torch.repeat_interleave(numbers, classes),
         )
 
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Rows of ``count`` samples, every task as often as any other however many it has, int64 [count].
+
+        Within a task every sample is drawn once before any is drawn again.
+        """
+        turns = torch.arange(count) % (int(self.tasks.max()) + 1)
+        rows = torch.empty(count, dtype=torch.int64)
+        for number in range(int(self.tasks.max()) + 1):
+            mine = torch.nonzero(self.tasks == number)[:, 0]
+            places = torch.nonzero(turns == number)[:, 0]
+            rounds = math.ceil(len(places) / len(mine))
+            order = torch.cat([torch.randperm(len(mine), generator=generator) for _ in range(rounds)] or [mine[:0]])
+            rows[places] = mine[order[: len(places)]]
+        return rows[torch.randperm(count, generator=generator)]
+
 
 def train_jointly(
     program: fx.GraphModule,
@@ -82,11 +99,11 @@ def train_jointly(
     """
     tuned = copy_program(program).requires_grad_(True)
     head = _heads(program, tasks).requires_grad_(True)
-    batches = training_batches(tasks.inputs, torch.arange(len(tasks.inputs)), batch_size, generator)
+    rows = iter(torch.split(tasks.draw(schedule.iterations * batch_size, generator), batch_size))
 
     def loss() -> Tensor:
-        images, rows = next(batches)
-        return _loss(head(tuned(images)), tasks, rows)
+        batch = next(rows)
+        return _loss(head(tuned(augment(tasks.inputs[batch], generator))), tasks, batch)
 
     descend([*tuned.parameters(), *head.parameters()], loss, schedule, progress)
     return tuned.requires_grad_(False)

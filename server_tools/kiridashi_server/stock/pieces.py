@@ -35,9 +35,11 @@ from kiridashi_server.recover.descent import Schedule, default_rate
 from kiridashi_server.recover.inputs import augment
 from kiridashi_server.recover.repair import DEFAULT_STRENGTH, repair
 from kiridashi_server.stock.joint import JointTasks, train_jointly
+from kiridashi_server.tasks.seeding import generator_for
 from kiridashi_server.tasks.task import Samples
 
 _WARM_UP = 0.1
+_STEPS = tuple(step / 100 for step in range(5, 100, 5))
 _RATED_AS = 20
 """However long joint training is, it goes at the rate of a recovery of so many iterations."""
 
@@ -57,7 +59,7 @@ class StockSettings:
     """
 
     shares: tuple[float, ...] = (1.0, 0.6, 0.35, 0.2)
-    iterations: int = 150
+    iterations: int = 300
     learning_rate: float | None = None
     batch_size: int = 48
     repair_images: int = 384
@@ -112,66 +114,47 @@ class Stock:
                 whole.update(name.encode() + tensor_of(piece.program, name).detach().contiguous().numpy().tobytes())
         return whole.hexdigest()
 
+    def number_for(self, plan: Plan) -> int:
+        """Which piece is the smallest that has all units of ``plan`` (a plan of the dense layout)."""
+        return max(number for number, piece in enumerate(self.pieces) if _contains(piece.plan, plan))
+
     def blank(self, plan: Plan) -> Blank:
-        """The smallest piece that has all units of ``plan`` (a plan of the dense layout)."""
-        piece = next(piece for piece in reversed(self.pieces) if _contains(piece.plan, plan))
+        """That piece, with what ``plan`` means there."""
+        piece = self.pieces[self.number_for(plan)]
         return Blank(piece.program, piece.tracking, _inside(piece.plan, plan, piece.tracking))
 
 
-def make_stock(
-    backbone: Backbone,
-    tasks: Sequence[Samples],
-    scores: ScoreMap,
-    settings: StockSettings = StockSettings(),
-    *,
-    seed: int,
-    progress: Progress = no_progress,
-) -> Stock:
-    """Prune the backbone step by step on the tasks and keep every step.
+def piece_plans(backbone: Backbone, scores: ScoreMap, shares: Sequence[float]) -> list[Plan]:
+    """The best cuts of these shares of the parameters, descending, each widened by what smaller cuts keep.
+
+    The best small cut is not always part of the best large one: it may keep a few more units of some group. A piece
+    without them would be of no use for it, so each holds the best cuts of a row of smaller sizes, which makes it larger
+    than its share by some per cent.
+    """
+    dense = backbone.costs.parameters({})
+    sizes = sorted({*shares, *(step for step in _STEPS if step > 0.5 * shares[-1])})
+    widened: dict[str, set[int]] = {group.name: set() for group in backbone.layout.groups}
+    plans: dict[float, Plan] = {}
+    for share in sizes:
+        plan = plan_size(backbone.layout, backbone.costs, scores, int(share * dense))
+        for name, units in plan.kept.items():
+            widened[name] |= set(units)
+        plans[share] = Plan.of(backbone.layout, widened)
+    return [plans[share] for share in shares]
+
+
+class StockMaker:
+    """Makes the pieces one by one, so that who keeps them can go on after a stop; its length is their number.
 
     Args:
         backbone: stays as it is.
         tasks: labelled samples of past tasks, the more views the better.
-        scores: of the bank; the pieces are cut by them.
+        plans: of the pieces, the first whole, each inside the one before (:func:`piece_plans`).
         settings: how.
-        seed: of batches and augmentation. The same arguments give the same stock on the same machine.
-        progress: told about iterations, over all pieces.
+        seed: of batches and augmentation. The same arguments give the same pieces on the same machine.
 
     Raises:
         InputError: no task, or images of another size than the backbone's.
-        BudgetError: the smallest share is below the floors.
-    """
-    maker = StockMaker(backbone, tasks, piece_plans(backbone, scores, settings.shares), settings, seed=seed)
-    pieces: list[Piece] = []
-    for number in range(len(maker)):
-
-        def advance(done: int, total: int, before: int = number) -> None:
-            progress(before * total + done, len(maker) * total)
-
-        pieces.append(maker.piece(pieces, advance))
-    return maker.stock(pieces)
-
-
-def piece_plans(backbone: Backbone, scores: ScoreMap, shares: Sequence[float]) -> list[Plan]:
-    """The best cuts of these shares of the parameters, descending, each widened by what the smaller ones keep.
-
-    A better small cut is not always part of a large one.
-    """
-    dense = backbone.costs.parameters({})
-    nested: list[Plan] = []
-    for share in reversed(shares):
-        plan = plan_size(backbone.layout, backbone.costs, scores, int(share * dense))
-        inner = nested[0].kept if nested else {}
-        kept = {name: tuple(sorted({*units, *inner.get(name, ())})) for name, units in plan.kept.items()}
-        nested.insert(0, Plan(plan.layout_digest, kept))
-    return nested
-
-
-class StockMaker:
-    """Makes the pieces one by one, so that who keeps them can go on after a stop.
-
-    Its length is the number of pieces. Arguments as for :func:`make_stock`, with the pieces' plans, descending and each
-    inside the one before, in place of scores.
     """
 
     def __init__(
@@ -195,7 +178,7 @@ class StockMaker:
     def piece(self, before: Sequence[Piece], progress: Progress = no_progress) -> Piece:
         """The next piece after those ``before``; depends on the last of them alone."""
         plan, settings = self._plans[len(before)], self._settings
-        generator = torch.Generator().manual_seed(self._seed + len(before))
+        generator = torch.Generator().manual_seed(_stream(self._seed, len(before)))
         program = self._cut(before[-1], plan, generator) if before else self._backbone.program
         rate = settings.learning_rate or default_rate(program, _RATED_AS)
         schedule = Schedule(settings.iterations, rate, _WARM_UP)
@@ -216,9 +199,14 @@ class StockMaker:
     def _cut(self, piece: Piece, plan: Plan, generator: torch.Generator) -> fx.GraphModule:
         inner = _inside(piece.plan, plan, piece.tracking)
         small = cut(piece.program, piece.tracking, inner)
-        order = torch.randperm(len(self._joint.inputs), generator=generator)
-        images = augment(self._joint.inputs[order[: self._settings.repair_images]], generator)
+        rows = self._joint.draw(self._settings.repair_images, generator)
+        images = augment(self._joint.inputs[rows], generator)
         return repair(piece.program, piece.tracking, inner, small, images, self._settings.repair_strength).program
+
+
+def _stream(seed: int, number: int) -> int:
+    """A seed of the piece's own: those of two runs with neighbouring seeds must not be the same."""
+    return int(generator_for(seed, "stock", number).integers(2**63))
 
 
 def _contains(outer: Plan, inner: Plan) -> bool:
@@ -227,5 +215,9 @@ def _contains(outer: Plan, inner: Plan) -> bool:
 
 def _inside(outer: Plan, inner: Plan, tracking: Tracking) -> Plan:
     """``inner`` in the numbers of the units that ``outer`` has kept."""
-    places = {name: np.searchsorted(np.asarray(outer.kept[name]), units) for name, units in inner.kept.items()}
+    places = {
+        name: np.searchsorted(np.asarray(outer.kept[name]), units)
+        for name, units in inner.kept.items()
+        if name in tracking.layout.sizes  # a group that was cut to its last unit is none any more
+    }
     return Plan.of(tracking.layout, {name: where.tolist() for name, where in places.items()})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from kiridashi.artifacts import sha256_file
 from kiridashi.errors import InputError
 
 from kiridashi_server.amp.scores import ScoreMap
@@ -18,15 +19,17 @@ from kiridashi_server.graph.cut import load_cut, save_cut
 from kiridashi_server.progress import Progress
 from kiridashi_server.stages import Workspace
 from kiridashi_server.stock.pieces import Piece, Stock, StockMaker, StockSettings, piece_plans
+from kiridashi_server.stock.store import StockError
 from kiridashi_server.tasks.task import Samples, Task
 
 _FILE = "piece.safetensors"
 
 
 class PieceMade(msgspec.Struct, frozen=True):
-    """A finished piece: the parameters that it keeps."""
+    """A finished piece: the parameters that it keeps, and its file's SHA-256."""
 
     parameters: int
+    sha256: str
 
 
 def run_stock(
@@ -45,12 +48,16 @@ def run_stock(
         backbone: stays as it is.
         tasks: their splits ``train`` and ``val`` are used.
         records: of this backbone.
-        settings, seed: as :func:`~kiridashi_server.stock.pieces.make_stock` has them.
+        settings, seed: as :class:`~kiridashi_server.stock.pieces.StockMaker` has them.
         bar: shows progress.
 
     Raises:
-        InputError: no record is of this backbone, or there is no task.
+        InputError: no record is of this backbone, there is no task, or two have the same name.
+        StockError: a finished piece was changed.
     """
+    names = [task.name for task in tasks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"two tasks are called '{twice[0]}'", next_step="name each task once")
     samples = [server_samples(task) for task in tasks]
     plans = piece_plans(backbone, stock_scores(backbone, records), settings.shares)
     maker = StockMaker(backbone, samples, plans, settings, seed=seed)
@@ -60,14 +67,19 @@ def run_stock(
     for number in range(len(maker)):
 
         def work(folder: Path, before: Sequence[Piece] = tuple(pieces)) -> PieceMade:
-            with bar("pieces") as advance:
+            with bar(f"piece {len(before) + 1} of {len(maker)}") as advance:
                 piece = maker.piece(before, advance)
             save_cut(folder / _FILE, piece.plan, piece.program)
-            return PieceMade(backbone.costs.parameters(piece.plan.counts))
+            return PieceMade(backbone.costs.parameters(piece.plan.counts), sha256_file(folder / _FILE))
 
         name = f"stock-{number}"
-        workspace.run(name, [*inputs, number], work, PieceMade)
-        pieces.append(Piece(*load_cut(backbone.program, backbone.tracking, workspace.place(name) / _FILE)))
+        file = workspace.place(name) / _FILE
+        made = workspace.run(name, [*inputs, number], work, PieceMade)
+        if not file.is_file() or sha256_file(file) != made.sha256:
+            raise StockError(
+                f"{file} is missing or changed", next_step=f"delete {workspace.place(name)}, then run the command again"
+            )
+        pieces.append(Piece(*load_cut(backbone.program, backbone.tracking, file)))
     return maker.stock(pieces)
 
 
@@ -77,7 +89,7 @@ def stock_scores(backbone: Backbone, records: Sequence[Record]) -> ScoreMap:
     Raises:
         InputError: there is none.
     """
-    own = [record.scores for record in records if record.layout_digest == backbone.layout.digest]
+    own = [record.scores for record in records if record.backbone_fingerprint == backbone.fingerprint]
     if not own:
         raise InputError(
             f"the bank has no record of {backbone.name}",

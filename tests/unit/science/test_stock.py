@@ -8,13 +8,14 @@ import torch
 from kiridashi.errors import InputError
 from kiridashi_server.budget.solver import plan_size
 from kiridashi_server.graph.cut import cut
+from kiridashi_server.graph.plan import Plan
 from kiridashi_server.graph.program import tensor_names, tensor_of
 from kiridashi_server.recover.descent import Schedule
 from kiridashi_server.recover.inputs import run_batched, to_input
 from kiridashi_server.recover.iterations import RecoverSettings, recover_cut
 from kiridashi_server.recover.ridge import fit_ridge_head
 from kiridashi_server.stock.joint import JointTasks, _heads, _loss, train_jointly
-from kiridashi_server.stock.pieces import Piece, Stock, StockMaker, StockSettings, make_stock, piece_plans
+from kiridashi_server.stock.pieces import Piece, Stock, StockMaker, StockSettings, piece_plans
 from kiridashi_server.stock.run import server_samples, stock_scores
 from kiridashi_server.stock.store import Making, StockError, load_stock, read_manifest, save_stock
 from tiny_science import CLASSES, make_record, tiny_samples, tiny_task
@@ -31,7 +32,11 @@ def scores(backbone):
 
 @pytest.fixture(scope="module")
 def stock(backbone, scores):
-    return make_stock(backbone, TASKS, scores, SETTINGS, seed=0)
+    maker = StockMaker(backbone, TASKS, piece_plans(backbone, scores, SETTINGS.shares), SETTINGS, seed=0)
+    pieces = []
+    for _ in range(len(maker)):
+        pieces.append(maker.piece(pieces))
+    return maker.stock(pieces)
 
 
 def _tensors(program):
@@ -43,7 +48,7 @@ def test_pieces_lie_inside_each_other_and_keep_about_their_share(backbone, stock
     assert stock.pieces[0].plan.counts == dict(backbone.layout.sizes)
     for outer, inner in pairwise(stock.pieces):
         assert all(set(units) <= set(outer.plan.kept[name]) for name, units in inner.plan.kept.items())
-    assert backbone.costs.parameters(stock.pieces[-1].plan.counts) <= 0.4 * dense
+    assert backbone.costs.parameters(stock.pieces[-1].plan.counts) <= 0.45 * dense
     found = [sum(p.numel() for p in piece.program.parameters()) for piece in stock.pieces]
     assert found == [backbone.costs.parameters(piece.plan.counts) for piece in stock.pieces]
 
@@ -54,12 +59,19 @@ def test_plans_lie_inside_each_other_at_any_shares(backbone, scores):
         assert all(set(units) <= set(outer.kept[name]) for name, units in inner.kept.items())
 
 
-def test_a_blank_is_the_smallest_piece_with_all_units(backbone, scores, stock):
-    small = plan_size(backbone.layout, backbone.costs, scores, int(0.38 * backbone.costs.parameters({})))
-    fits = [piece for piece in stock.pieces if all(set(u) <= set(piece.plan.kept[n]) for n, u in small.kept.items())]
-    assert stock.blank(small).program is fits[-1].program
-    assert stock.blank(stock.pieces[0].plan).program is stock.pieces[0].program
-    assert stock.blank(stock.pieces[1].plan).program is stock.pieces[1].program
+@pytest.mark.parametrize(("share", "number"), [(1.0, 0), (0.8, 0), (0.55, 1), (0.45, 1), (0.35, 2), (0.3, 2)])
+def test_a_plan_of_the_same_scores_is_cut_out_of_the_next_larger_piece(backbone, scores, stock, share, number):
+    plan = plan_size(backbone.layout, backbone.costs, scores, int(share * backbone.costs.parameters({})))
+    assert stock.number_for(plan) == number
+    assert stock.blank(plan).program is stock.pieces[number].program
+
+
+def test_a_plan_with_a_unit_that_a_piece_lacks_is_cut_out_of_a_larger_one(backbone, stock):
+    kept = dict(stock.pieces[2].plan.kept)
+    name = next(name for name, units in kept.items() if len(units) < backbone.layout.sizes[name])
+    lacking = next(unit for unit in range(backbone.layout.sizes[name]) if unit not in stock.pieces[1].plan.kept[name])
+    plan = Plan.of(backbone.layout, {**kept, name: {*kept[name], lacking}})
+    assert stock.number_for(plan) == 0
 
 
 def test_cutting_out_of_a_piece_is_cutting_out_of_the_backbone_where_nothing_was_tuned(backbone, scores):
@@ -110,6 +122,16 @@ def test_joint_training_judges_each_sample_among_its_own_tasks_classes(backbone)
     assert float(found) == pytest.approx(float(sum(expected)) / len(joint.inputs), rel=1e-4)
 
 
+def test_every_task_is_drawn_as_often_as_any_other_and_all_of_its_samples(backbone):
+    joint = JointTasks.of(backbone, [tiny_samples(20, 0), tiny_samples(2, 1)])
+    rows = joint.draw(100, torch.Generator().manual_seed(0))
+    counts = torch.bincount(rows, minlength=66)
+    assert (int(counts[:60].sum()), int(counts[60:].sum())) == (50, 50)
+    assert int(counts[:60].max()) == 1
+    assert {int(count) for count in counts[60:]} == {8, 9}
+    assert len(joint.draw(1, torch.Generator().manual_seed(0))) == 1
+
+
 def test_joint_training_fits_the_tasks_and_leaves_the_program_alone(backbone):
     joint = JointTasks.of(backbone, TASKS)
     before = {name: tensor.clone() for name, tensor in _tensors(backbone.program).items()}
@@ -146,12 +168,6 @@ def test_pieces_made_one_by_one_are_those_made_at_once(backbone, scores, stock):
     assert all(torch.equal(kept[name], found[name]) for name in kept)
 
 
-def test_progress_runs_over_all_pieces(backbone, scores):
-    seen = []
-    make_stock(backbone, TASKS, scores, SETTINGS, seed=0, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 12) for done in range(1, 13)]
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -170,7 +186,7 @@ def test_settings_out_of_range_are_refused(wrong):
 
 def test_no_task_is_refused(backbone, scores):
     with pytest.raises(InputError, match="at least one task"):
-        make_stock(backbone, [], scores, SETTINGS, seed=0)
+        StockMaker(backbone, [], piece_plans(backbone, scores, SETTINGS.shares), SETTINGS, seed=0)
 
 
 MAKING = Making(tasks={"hues": "sha256:1"}, records=("a",), settings=SETTINGS, seed=0, seconds=1.0)
@@ -184,9 +200,26 @@ def test_a_stock_survives_its_folder(backbone, stock, tmp_path):
     assert [piece.plan for piece in again.pieces] == [piece.plan for piece in stock.pieces]
 
 
+def test_a_stock_replaces_an_earlier_one_whole_or_not_at_all(backbone, stock, tmp_path, monkeypatch):
+    save_stock(tmp_path, stock, backbone, MAKING)
+    smaller = Stock(stock.backbone_fingerprint, stock.layout_digest, stock.pieces[:1])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kiridashi_server.stock.store.save_cut", full)
+        with pytest.raises(StockError, match="cannot be written"):
+            save_stock(tmp_path, smaller, backbone, MAKING)
+    assert load_stock(tmp_path, backbone).digest == stock.digest
+    save_stock(tmp_path, smaller, backbone, MAKING)
+    assert load_stock(tmp_path, backbone).digest == smaller.digest
+    assert len(list(tmp_path.glob("piece-*"))) == 1
+
+
 def test_a_changed_or_foreign_stock_is_refused(backbone, stock, tmp_path):
     save_stock(tmp_path, stock, backbone, MAKING)
-    file = tmp_path / "piece-1.safetensors"
+    file = next(tmp_path.glob("piece-1-*.safetensors"))
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(StockError, match="missing or changed"):
@@ -197,6 +230,9 @@ def test_a_changed_or_foreign_stock_is_refused(backbone, stock, tmp_path):
     text = (tmp_path / "stock.json").read_text()
     (tmp_path / "stock.json").write_text(text.replace(backbone.fingerprint, "0" * 64))
     with pytest.raises(StockError, match="another backbone"):
+        load_stock(tmp_path, backbone)
+    (tmp_path / "stock.json").write_text(text.replace("16,", "32,"))
+    with pytest.raises(StockError, match="images of 32 pixels"):
         load_stock(tmp_path, backbone)
     (tmp_path / "stock.json").write_text(text.replace("piece-1", "../piece-1"))
     with pytest.raises(StockError, match="no stock that this version reads"):
@@ -211,7 +247,12 @@ def test_a_changed_or_foreign_stock_is_refused(backbone, stock, tmp_path):
 
 def test_scores_of_other_backbones_do_not_count(backbone):
     own = {name: np.full(size, 2.0, dtype=np.float32) for name, size in backbone.layout.sizes.items()}
-    records = [make_record("a"), make_record("b", scores=own, layout=backbone.layout.digest)]
+    other = {name: values + 1 for name, values in own.items()}
+    digest = backbone.layout.digest
+    records = [
+        make_record("a", scores=other, layout=digest),
+        make_record("b", scores=own, layout=digest, fingerprint=backbone.fingerprint),
+    ]
     found = stock_scores(backbone, records)
     assert all(np.allclose(found[name], own[name]) for name in own)
     with pytest.raises(InputError, match="no record of tiny"):
