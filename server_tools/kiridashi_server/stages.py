@@ -76,14 +76,14 @@ class Workspace:
             raise InputError(
                 f"{self.folder} cannot be used as the output folder",
                 why=error.strerror or str(error),
-                next_step="choose another folder with --out",
+                next_step="choose another folder",
             ) from error
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise StateError(
-                    f"another run is working in {self.folder}", next_step="wait for it, or choose another --out"
+                    f"another run is working in {self.folder}", next_step="wait for it, or choose another folder"
                 ) from error
             yield
         finally:

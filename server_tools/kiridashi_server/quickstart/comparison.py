@@ -1,4 +1,4 @@
-"""Other ways to choose the cut, at the same size and with the same recovery."""
+"""The line's cut out of the stock, beside other ways to the same size that cut the backbone as it is."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Compared(msgspec.Struct, frozen=True):
 
 
 class Comparison:
-    """All methods on one task; every one gets the same samples, head start, iterations and normalisation treatment.
+    """All methods on one task, with the same samples, iterations and treatment; only the one-shot cut has the stock.
 
     Args:
         run: the run whose composition and recovery settings are used.

@@ -185,13 +185,16 @@ def _delivery_entry(found: Findings) -> DeliveryEntry:
 
 
 def _notes(found: Findings) -> list[str]:
-    notes = [found.delivered.broker]
+    notes = [
+        found.delivered.broker,
+        "The one-shot cut is made out of the stock: the backbone, pruned step by step on the past tasks, once for all "
+        "lines. The other methods cut the backbone as it is.",
+    ]
     if any(one.method == "uniform bank" and one.same_as_own for one in found.compared):
         notes.append(
             "The one-shot cut keeps the units that the uniform bank keeps: similarity decided that the bank may be "
             "used, and its weights are equal, because tilting them has not yet shown that it helps. What sets the two "
-            "apart is the stock: the one-shot cut is made out of a piece that was tuned on the past tasks, the other "
-            "out of the backbone as it is."
+            "apart is the stock."
         )
     if too_busy(found.cut.profile):
         notes.append(

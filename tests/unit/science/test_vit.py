@@ -10,6 +10,7 @@ from kiridashi_server.graph.program import capture
 from kiridashi_server.graph.tracker import track
 from kiridashi_server.recover.iterations import RecoverSettings, recover_cut
 from kiridashi_server.recover.repair import repair
+from kiridashi_server.stock.pieces import Piece, Stock
 from tiny_science import CLASSES, SIDE, tiny_samples, tiny_vit, tiny_vit_backbone
 
 HEADS, CHANNELS, NODES = "blocks.{}.attention.query:head", "blocks.{}.attention.value", "blocks.{}.fc1"
@@ -179,3 +180,20 @@ def test_a_transformer_is_scored_dense_and_recovered_slowly_unless_told_otherwis
         assert all((by_default[name] == told[name]).all() for name in told)
         assert losses(of) == losses(of, learning_rate=rate)
     assert losses(vit) != losses(vit, learning_rate=5e-4)
+
+
+def test_a_line_is_cut_out_of_a_piece_that_has_one_head_left(vit):
+    layout = vit.layout
+    outer = Plan.of(layout, {HEADS.format(0): [1], NODES.format(0): range(48), NODES.format(1): range(64)})
+    stock = Stock(
+        vit.fingerprint,
+        layout.digest,
+        tuple(Piece(plan, cut(vit.program, vit.tracking, plan)) for plan in (Plan.full(layout), outer)),
+    )
+    plan = Plan.of(layout, {**outer.kept, NODES.format(0): range(0, 48, 2)})
+    blank = stock.blank(plan)
+    assert stock.number_for(plan) == 1
+    found = dict(cut(blank.program, blank.tracking, blank.plan).named_parameters())
+    expected = dict(cut(vit.program, vit.tracking, plan).named_parameters())
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
