@@ -25,7 +25,7 @@ from kiridashi_server.graph.program import assemble, change_tensors, copy_graph
 from kiridashi_server.graph.rules import Pick, Result
 from kiridashi_server.graph.tracker import Tracking
 
-_FORMAT = "kiridashi-cut-1"
+_FORMAT = "kiridashi-cut-2"
 
 
 def cut(program: fx.GraphModule, tracking: Tracking, plan: Plan) -> fx.GraphModule:
@@ -189,15 +189,18 @@ def _traced(shape: Sequence[int | torch.SymInt], dtype: torch.dtype) -> Tensor:
 
 
 def save_cut(path: Path, plan: Plan, module: fx.GraphModule) -> None:
-    """Write a cut program's tensors and its plan as one safetensors file, atomically and without pickles."""
+    """Write a cut program's tensors and its plan as one safetensors file, atomically and without pickles.
+
+    The same cut gives the same bytes.
+    """
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in _state(module).items()}
-    metadata = {"format": _FORMAT, "plan": plan.to_json()}
+    metadata = {_FORMAT: plan.to_json()}  # one entry: of several, the library writes some order
     write_atomic(path, safetensors.torch.save(tensors, metadata))
 
 
 def is_saved_cut(metadata: Mapping[str, str]) -> bool:
     """Whether a safetensors file with this metadata is what :func:`save_cut` wrote."""
-    return metadata.get("format") == _FORMAT and "plan" in metadata
+    return _FORMAT in metadata
 
 
 def load_cut(program: fx.GraphModule, tracking: Tracking, path: Path) -> tuple[Plan, fx.GraphModule]:
@@ -219,7 +222,7 @@ def load_cut(program: fx.GraphModule, tracking: Tracking, path: Path) -> tuple[P
         raise GraphError(f"{path} cannot be read as a cut", why=str(error)) from error
     if not is_saved_cut(metadata):
         raise GraphError(f"{path} is no saved cut", why=f"its header does not say {_FORMAT}")
-    plan = Plan.from_json(metadata["plan"])
+    plan = Plan.from_json(metadata[_FORMAT])
     small = cut(program, tracking, plan)
     expected = _state(small)
     if _signature(expected) != _signature(tensors):
