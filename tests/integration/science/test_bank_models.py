@@ -148,7 +148,7 @@ def test_files_that_are_too_large_packed_or_unpacked_are_refused(backbone, tmp_p
 def test_a_cut_of_another_layout_or_with_a_torn_header_is_refused(backbone, tmp_path):
     other = Plan("0" * 64, {"expand": (0,)})
     save_cut(tmp_path / "a", other, backbone.program)
-    _save(tmp_path / "b", _tuned(), {"format": "kiridashi-cut-1", "plan": "{"})
+    _save(tmp_path / "b", _tuned(), {"kiridashi-cut-2": "{"})
     for name in "ab":
         with pytest.raises(KiridashiError, match="plan"):
             record_from_model(backbone, tmp_path / name, "line")
