@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +105,8 @@ def iterative(
 ) -> IterativeResult:
     """Cut a little by first-order scores, recover, and again, until the size is reached.
 
-    Every round cuts by the same factor and is recovered like a one-shot cut: repair, head, iterations.
+    Every round cuts by the same factor and is recovered like a one-shot cut: repair, head, iterations. Only after the
+    last one the weights go less than all of the way that the iterations lead: what a round learns is not halved.
 
     Args:
         backbone: stays as it is.
@@ -132,7 +133,8 @@ def iterative(
         size = wanted if done == rounds else round(dense * (wanted / dense) ** (done / rounds))
         step = select(scores, tracking.layout, CostModel.from_tracking(tracking), size)
         small = cut_and_repair(Blank(program, tracking, step), inputs, settings, generator)
-        model, losses = recover(small, inputs, target.samples, target.classes, settings, generator)
+        how = settings if done == rounds else replace(settings, way=1.0)
+        model, losses = recover(small, inputs, target.samples, target.classes, how, generator)
         plan, program = _followed_by(backbone, plan, step), model.features
         progress(done, rounds)
     recovered = Recovered(model, plan, losses, time.perf_counter() - start)

@@ -135,3 +135,16 @@ def test_the_rate_grows_with_the_iterations_up_to_a_limit(backbone):
     assert rates == pytest.approx([1.25e-4, 5e-4, 1e-3, 1e-3])
     with pytest.raises(InputError):
         RecoverSettings(iterations=5, learning_rate=0.0)
+
+
+def test_half_of_the_way_is_gone(backbone, plan):
+    none, half, all_of_it = (
+        dict(_recover(backbone, plan, **settings).model.named_parameters())
+        for settings in ({"iterations": 0}, {"way": 0.5}, {"way": 1.0})
+    )
+    assert any(not torch.equal(none[name], all_of_it[name]) for name in none)
+    for name in none:
+        assert torch.allclose(half[name], (none[name] + all_of_it[name]) / 2, atol=1e-6)
+    for wrong in (0.0, 1.1):
+        with pytest.raises(InputError, match="way"):
+            RecoverSettings(way=wrong)
