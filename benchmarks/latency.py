@@ -24,7 +24,7 @@ from kiridashi_server.backbone import Backbone
 from benchmarks.latency_budgets import keep_budgets
 from benchmarks.latency_models import Case, Predicted, predict_cuts
 from benchmarks.latency_speed import measure_speed
-from benchmarks.report import Figure, Options, Report, parse_options, rounded, show, table
+from benchmarks.report import Figure, Options, Report, options_parser, rounded, show, table
 
 RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 PIXELS = (64, 224)
@@ -34,7 +34,10 @@ FOLDER = Path("benchmark-results/latency")
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print tables and figures, write the report; 1 if a live model is outside its budget."""
-    options = parse_options("latency", "prediction errors, budgets kept, speed at equal accuracy", arguments)
+    parser = options_parser("latency", "prediction errors, budgets kept, speed at equal accuracy")
+    parser.add_argument("--no-speed", action="store_true", help="without the last part, which takes half of the time")
+    parsed = parser.parse_args(arguments)
+    options = Options(parsed.json, parsed.quick, parsed.seed)
     torch.set_num_threads(1)
     report = Report("latency", options)
     cases: list[tuple[Case, Predicted]] = []
@@ -54,9 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
     report.rows += [rounded({"part": "budget", **row}) for row in budgets]
     report.figures.update(_prediction_figures(cases))
     report.figures.update(_budget_figures(budgets))
-    rows, figures = measure_speed(options, FOLDER / "speed")
-    report.rows += [rounded({"part": "speed", **row}) for row in rows]
-    report.figures.update(figures)
+    if not parsed.no_speed:
+        rows, figures = measure_speed(options, FOLDER / "speed")
+        report.rows += [rounded({"part": "speed", **row}) for row in rows]
+        report.figures.update(figures)
     _print_tables(cases, budgets)
     report.print_figures()
     report.write()
