@@ -26,7 +26,7 @@ from kiridashi_server.stock.pieces import StockSettings
 
 from benchmarks.cells import Cells
 from benchmarks.oneshot_chain import Chain, chain_folder
-from benchmarks.oneshot_figures import Table, adjusted, compare, tabulate
+from benchmarks.oneshot_figures import Comparison, Table, tabulate
 from benchmarks.oneshot_methods import ITERATIVE, METHODS, STOCKS, Contest, Line
 from benchmarks.oneshot_tasks import DATA, PACK, kinship, load_task, task_names
 from benchmarks.report import Figure, Options, Report, options_parser, rounded, show, table
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tasks", type=int, default=44, metavar="N", help="held-out tasks, at most 44 (default 44)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="chains, from --seed on (default 3)")
     parser.add_argument("--kept", type=_numbers, default=(50, 30, 15), metavar="PERCENT", help="default 50,30,15")
-    parser.add_argument("--iterations", type=_numbers, default=(20, 50), metavar="N", help="default 20,50")
+    parser.add_argument("--iterations", type=_numbers, default=(0, 20, 50), metavar="N", help="default 0,20,50")
     parser.add_argument("--methods", type=_names, default=METHODS, metavar="NAMES", help=f"default {','.join(METHODS)}")
     parser.add_argument("--development", action="store_true", help="the tasks for choosing settings, not the held-out")
     chosen = parser.parse_args(arguments)
@@ -65,12 +65,18 @@ def main(arguments: list[str] | None = None) -> int:
     report.rows = run.rows()
     steps = max(chosen.iterations)
     found = tabulate(report.rows)
-    masks = adjusted(found, "composed", MASKS, steps), compare(found, "gain_scorer", "composed", MASKS, steps)
-    whole = adjusted(found, "product", WHOLE, steps), compare(found, "gain", "product", WHOLE, steps)
-    report.figures = {**whole[1], **masks[1], **_times(report.rows, found), **run.costs}
-    for title, (p_values, figures) in (("masks at equal start", masks), ("whole product", whole)):
-        print(f"\n{title}, {steps} iterations: points over, 95 % interval over tasks, Holm-adjusted p")
-        print(_comparison(figures, p_values))
+    comparisons = {
+        "gain_scorer": ("masks at equal start", Comparison(("composed", steps), MASKS, steps)),
+        "gain": ("whole product", Comparison(("product", steps), WHOLE, steps)),
+        "gain_at_once": ("whole product without any iteration", Comparison(("product", 0), WHOLE, steps)),
+    }
+    for prefix, (title, comparison) in comparisons.items():
+        gains = comparison.gains(found)
+        report.figures |= {f"{prefix}.{name}": figure for name, figure in gains.items()}
+        if gains:
+            print(f"\n{title}, rivals after {steps} iterations: points over, 95 % interval over tasks, Holm-adjusted p")
+            print(_comparison(gains, comparison.p_values(found)))
+    report.figures |= {**_times(report.rows, found), **run.costs}
     print(_accuracies(found))
     report.print_figures()
     report.write()
@@ -148,8 +154,7 @@ def _times(rows: Sequence[dict[str, Any]], found: Table) -> dict[str, Figure]:
 
 def _comparison(figures: dict[str, Figure], p_values: dict[str, float]) -> str:
     rows = []
-    for name, figure in figures.items():
-        rival = name.partition(".")[2]
+    for rival, figure in figures.items():
         low, high = figure.ci95 or (np.nan, np.nan)
         rows.append((rival, show(figure.value, "+.1f"), f"[{low:+.1f}, {high:+.1f}]", show(p_values[rival], ".2g")))
     return table(("over", "points", "95 %", "p"), rows)

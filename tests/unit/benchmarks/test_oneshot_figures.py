@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.oneshot_figures import adjusted, compare, gain, holm, p_value, tabulate
+from benchmarks.oneshot_figures import Comparison, gain, holm, p_value, tabulate
 
 
 def row(method: str, task: str, accuracy: float, *, seed: int = 0, kept: int = 30, iterations: int = 50) -> dict:
@@ -57,11 +57,12 @@ def test_seeds_are_averaged_and_what_is_not_whole_is_left_out():
     table = tabulate(rows)
     assert set(table) == {("product", 30, 50), ("l1", 30, 50)}
     assert table["product", 30, 50] == pytest.approx([0.7, 0.5])
-    figures = compare(table, "gain", "product", ("l1", "taylor"), 50)
-    assert set(figures) == {"gain.l1@30"}
-    assert figures["gain.l1@30"].value == pytest.approx(30)
-    assert compare(table, "gain", "product", ("l1",), 20) == {}
-    assert set(adjusted(table, "product", ("l1", "taylor"), 50)) == {"l1@30"}
+    comparison = Comparison(("product", 50), ("l1", "taylor"), 50)
+    figures = comparison.gains(table)
+    assert set(figures) == set(comparison.p_values(table)) == {"l1@30"}
+    assert figures["l1@30"].value == pytest.approx(30)
+    assert Comparison(("product", 50), ("l1",), 20).gains(table) == {}
+    assert Comparison(("product", 0), ("l1",), 50).gains(table) == {}
 
 
 def test_sizes_are_compared_apart():
@@ -69,5 +70,11 @@ def test_sizes_are_compared_apart():
         ("product", "x", 0.8, 30), ("product", "y", 0.7, 30), ("product", "x", 0.5, 15), ("product", "y", 0.4, 15),
         ("l1", "x", 0.6, 30), ("l1", "y", 0.5, 30), ("l1", "x", 0.6, 15), ("l1", "y", 0.5, 15),
     ]]  # fmt: skip
-    figures = compare(tabulate(rows), "gain", "product", ("l1",), 50)
-    assert {name: round(figure.value or 0) for name, figure in figures.items()} == {"gain.l1@30": 20, "gain.l1@15": -10}
+    figures = Comparison(("product", 50), ("l1",), 50).gains(tabulate(rows))
+    assert {name: round(figure.value or 0) for name, figure in figures.items()} == {"l1@30": 20, "l1@15": -10}
+
+
+def test_ours_may_have_fewer_iterations_than_the_rivals():
+    rows = [row("product", task, value, iterations=0) for task, value in (("x", 0.8), ("y", 0.7))]
+    rows += [row("l1", task, value) for task, value in (("x", 0.6), ("y", 0.6))]
+    assert Comparison(("product", 0), ("l1",), 50).gains(tabulate(rows))["l1@30"].value == pytest.approx(15)
