@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,23 +66,28 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def compare(table: Table, prefix: str, ours: str, rivals: Sequence[str], iterations: int) -> dict[str, Figure]:
-    """``prefix.RIVAL@KEPT``: ours minus the rival, for every size where both were run whole."""
-    figures = {}
-    for method, kept, steps in sorted(
-        table, key=lambda key: (rivals.index(key[0]) if key[0] in rivals else 0, -key[1])
-    ):
-        if method in rivals and steps == iterations and (ours, kept, steps) in table:
-            figures[f"{prefix}.{method}@{kept}"] = gain(table[ours, kept, steps], table[method, kept, steps])
-    return figures
+@dataclass(frozen=True)
+class Comparison:
+    """Ours against rivals, each with a number of iterations of its own, at every size where both were run whole."""
 
+    ours: tuple[str, int]
+    rivals: Sequence[str]
+    iterations: int
 
-def adjusted(table: Table, ours: str, rivals: Sequence[str], iterations: int) -> dict[str, float]:
-    """Holm-adjusted p values of the same comparisons, by ``RIVAL@KEPT``."""
-    return holm(
-        {
-            f"{method}@{kept}": p_value(table[ours, kept, steps], values)
-            for (method, kept, steps), values in table.items()
-            if method in rivals and steps == iterations and (ours, kept, steps) in table
+    def pairs(self, table: Table) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """Our values and the rival's by ``RIVAL@KEPT``."""
+        method, steps = self.ours
+        return {
+            f"{rival}@{kept}": (table[method, kept, steps], table[rival, kept, self.iterations])
+            for rival in self.rivals
+            for kept in sorted({kept for _, kept, _ in table}, reverse=True)
+            if (method, kept, steps) in table and (rival, kept, self.iterations) in table
         }
-    )
+
+    def gains(self, table: Table) -> dict[str, Figure]:
+        """Ours minus the rival's."""
+        return {name: gain(ours, other) for name, (ours, other) in self.pairs(table).items()}
+
+    def p_values(self, table: Table) -> dict[str, float]:
+        """Holm-adjusted over these comparisons."""
+        return holm({name: p_value(ours, other) for name, (ours, other) in self.pairs(table).items()})
