@@ -72,7 +72,7 @@ def run_stock(
             save_cut(folder / _FILE, piece.plan, piece.program)
             return PieceMade(backbone.costs.parameters(piece.plan.counts), sha256_file(folder / _FILE))
 
-        name = f"stock-{number}"
+        name = f"stock-piece-{number + 1}"
         file = workspace.place(name) / _FILE
         made = workspace.run(name, [*inputs, number], work, PieceMade)
         if not file.is_file() or sha256_file(file) != made.sha256:
