@@ -26,6 +26,7 @@ addEventListener("load", () => [1, 200].forEach(delay => setTimeout(() => {
   document.querySelector("button.guess").click();
 }, delay)));
 """  # of a finger that lingers: at fixed times after the next frame is shown, however slow the machine is
+CODE = re.compile(r"code for other hosts: (\w+)\n")
 GUARD_MS = 450  # a little longer than the page ignores touches after it has changed
 PANEL = {"width": 800, "height": 480}
 SCREENS = {"panel": PANEL, "upright": {"width": 480, "height": 800}, "desk": {"width": 1280, "height": 800}}
@@ -277,7 +278,8 @@ def test_other_hosts_need_the_code(browser, state) -> None:
     fill(state)
     served = Served(state, "--bind", "0.0.0.0")
     with killed_at_the_end(served.process):
-        code = re.search(r"code for other hosts: (\w+)", served.log.read_text())[1]
+        wait_for(lambda: CODE.search(served.log.read_text()) is not None, timeout_s=30)
+        code = CODE.search(served.log.read_text())[1]
         assert "ADDRESS-OF-THIS-DEVICE" in served.url
         watched = opened(browser, served.url.replace("ADDRESS-OF-THIS-DEVICE", "127.0.0.1"))
         page = watched.page
