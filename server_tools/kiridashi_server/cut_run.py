@@ -138,6 +138,12 @@ class CutRequest:
     stock: Stock | None = None
     kinds: tuple[ArtifactKind, ...] = ALL_KINDS
     seed: int = 0
+
+    @property
+    def stock_digest(self) -> str:
+        """What tells stocks, and their absence, apart."""
+        return self.stock.digest if self.stock else ""
+
     stack: ScoreStack | None = None
 
 
@@ -281,8 +287,8 @@ class CutRun:
             piece = request.stock.number_for(plan) if request.stock else None
             return CutResult(len(recovered.losses), losses[0], losses[-1], recovered.seconds, piece)
 
-        stock = request.stock.digest if request.stock else ""
-        return self.workspace.run("cut", [self._identity, self.planned.plan, request.recover, stock], work, CutResult)
+        inputs = [self._identity, self.planned.plan, request.recover, request.stock_digest]
+        return self.workspace.run("cut", inputs, work, CutResult)
 
     def model(self) -> Classifier:
         """The recovered classifier, as stored."""
@@ -325,9 +331,8 @@ class CutRun:
             step = done.train_step
             return Exported(files, dropped, step.gradient_max_rel, step.loss_max_abs_diff)
 
-        stock = request.stock.digest if request.stock else ""
         inputs = [self._identity, request.calibration.digest, self.planned.plan, request.recover, request.release]
-        return self.workspace.run("export", [*inputs, self.budget, request.kinds, stock], work, Exported)
+        return self.workspace.run("export", [*inputs, self.budget, request.kinds, request.stock_digest], work, Exported)
 
     @property
     def bundle(self) -> Path:

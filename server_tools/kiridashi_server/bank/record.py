@@ -146,6 +146,17 @@ class Record:
                     why=f"{classes} classes and {width} features need {shape and list(shape)}",
                 )
 
+    @property
+    def moments(self) -> tuple[FloatArray, FloatArray]:
+        """Mean and variance of the task's features, float32 [D] each.
+
+        Raises:
+            InputError: the record was made without the task's images.
+        """
+        if self.feature_mean is None or self.feature_variance is None:
+            raise InputError(f"the record of '{self.task}' has no feature moments")
+        return self.feature_mean, self.feature_variance
+
     @cached_property
     def id(self) -> str:
         """Hex SHA-256 of what was learnt: the same knowledge has the same id, whenever and however fast learnt."""

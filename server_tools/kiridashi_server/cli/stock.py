@@ -9,6 +9,7 @@ import msgspec
 from kiridashi.command import Command, Outcome
 from kiridashi.errors import InputError
 
+from kiridashi_server.cli.bank_source import add_model_arguments, load_backbone
 from kiridashi_server.cli.task_source import TASK_HELP, read_task
 
 STOCK_FOLDER = "stock"
@@ -16,12 +17,10 @@ STOCK_FOLDER = "stock"
 
 
 def _configure_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bank", type=Path, default=Path("bank"), metavar="DIR", help="the score bank")
+    add_model_arguments(parser)
     parser.add_argument(
         "--stock", type=Path, metavar="DIR", help="the stock's folder (default: BANK/stock/BACKBONE-PIXELS)"
     )
-    parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="a known backbone")
-    parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="side of the input (default 64)")
 
 
 def _configure_make(parser: argparse.ArgumentParser) -> None:
@@ -57,9 +56,6 @@ def _settings(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _make(arguments: argparse.Namespace) -> Outcome:
-    import torch
-
-    from kiridashi_server.backbone import Backbone
     from kiridashi_server.bank.store import Bank
     from kiridashi_server.narrator import Narrator
     from kiridashi_server.stages import Workspace
@@ -69,8 +65,7 @@ def _make(arguments: argparse.Namespace) -> Outcome:
 
     settings = StockSettings(**_settings(arguments))  # type: ignore[arg-type]
     tasks = [read_task(name, arguments.image_size, arguments.seed) for name in arguments.task]
-    torch.set_num_threads(1)  # the same numbers on every machine, and no spinning on a busy one
-    backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
+    backbone = load_backbone(arguments)
     with Bank.open(arguments.bank, create=False) as bank:
         records = bank.list(backbone_fingerprint=backbone.fingerprint)
     narrator = Narrator(("stock",))

@@ -14,10 +14,10 @@ from kiridashi_server.amp.scores import ScoreMap
 from kiridashi_server.bank.record import Record
 from kiridashi_server.baselines import PLANNERS, Target, iterative
 from kiridashi_server.budget.solver import plan_size
-from kiridashi_server.compose.composition import robust_mean
 from kiridashi_server.cut_run import Bar, CutRun
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.recover.iterations import Recovered, correct, recover_cut
+from kiridashi_server.similarity.assess import mean_scores
 from kiridashi_server.tasks import Task
 
 OWN, UNIFORM, ITERATIVE = "one-shot", "uniform bank", "task-specific iterative"
@@ -122,8 +122,7 @@ class Comparison:
 
     @cached_property
     def _uniform(self) -> ScoreMap:
-        weights = np.full(len(self._records), 1 / len(self._records))
-        return robust_mean([record.scores for record in self._records], weights)
+        return mean_scores(self._records)
 
 
 def _equal(left: ScoreMap, right: ScoreMap) -> bool:

@@ -227,8 +227,8 @@ class _Quickstart:
     def _compare(self, cut: CutRun, records: list[Record]) -> list[Compared]:
         comparison = Comparison(cut, records, self._task, self._narrator.bar)
         sizes = {cut.planned.parameters, *(int(share * comparison.dense_parameters) for share in self._settings.shares)}
-        stock = cut.request.stock.digest if cut.request.stock else ""
-        inputs = [cut.planned, cut.request.samples.digest, cut.request.recover, self._task.digest, stock]
+        request = cut.request
+        inputs = [cut.planned, request.samples.digest, request.recover, self._task.digest, request.stock_digest]
         results = []
         for size in sorted(sizes, reverse=True):
             for method in METHODS:

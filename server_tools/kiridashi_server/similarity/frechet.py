@@ -8,7 +8,6 @@ variance, so that it has no unit, and negated, so that larger means more similar
 from __future__ import annotations
 
 import numpy as np
-from kiridashi.errors import InputError
 
 from kiridashi_server.bank.record import Record
 from kiridashi_server.similarity.descriptor import Descriptor, Need
@@ -26,12 +25,11 @@ class Frechet:
         Raises:
             InputError: the record has no feature moments.
         """
-        if record.feature_mean is None or record.feature_variance is None:
-            raise InputError(f"the record of '{record.task}' has no feature moments")
+        stored_mean, stored_variance = record.moments
         features = target.features.astype(np.float64)
-        mean_gap = features.mean(axis=0) - record.feature_mean
-        spread_gap = features.std(axis=0) - np.sqrt(record.feature_variance)
-        total = float(record.feature_variance.sum(dtype=np.float64)) + float(np.finfo(np.float64).tiny)
+        mean_gap = features.mean(axis=0) - stored_mean
+        spread_gap = features.std(axis=0) - np.sqrt(stored_variance)
+        total = float(stored_variance.sum(dtype=np.float64)) + float(np.finfo(np.float64).tiny)
         return -float((mean_gap**2 + spread_gap**2).sum()) / total
 
     def zero_point(self, target: Descriptor) -> float | None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from kiridashi.errors import InputError
 
 from kiridashi_server.bank.record import Record
 from kiridashi_server.similarity.descriptor import Descriptor, Need
@@ -41,11 +40,10 @@ class KernelDistance:
         Raises:
             InputError: the record has no feature moments.
         """
-        if record.feature_mean is None or record.feature_variance is None:
-            raise InputError(f"the record of '{record.task}' has no feature moments")
+        stored_mean, stored_variance = record.moments
         features = target.features.astype(np.float64)
         own = features.mean(axis=0), features.var(axis=0)
-        stored = record.feature_mean.astype(np.float64), record.feature_variance.astype(np.float64)
+        stored = stored_mean.astype(np.float64), stored_variance.astype(np.float64)
         return -gaussian_discrepancy(own, stored, float(own[1].sum()) + float(np.finfo(np.float64).tiny))
 
     def zero_point(self, target: Descriptor) -> float | None:

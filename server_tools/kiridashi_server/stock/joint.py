@@ -3,8 +3,7 @@
     L = E_{task t, batch of t} [ cross-entropy of h_t(f(x)) over the classes of t ]
 
 A batch mixes tasks, each as often as any other; a sample is judged among its own task's classes only, so tasks do not
-compete. Heads start from
-ridge regression. Normalisations keep their statistics, as in all recoveries after a repair.
+compete. Heads start from ridge regression. Normalisations keep their statistics, as in all recoveries after a repair.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from kiridashi.errors import InputError
 from torch import Tensor, fx, nn
@@ -23,7 +23,7 @@ from kiridashi_server.graph.program import copy_program
 from kiridashi_server.progress import Progress, no_progress
 from kiridashi_server.recover.descent import Schedule, descend
 from kiridashi_server.recover.inputs import augment, run_batched, to_input
-from kiridashi_server.recover.ridge import DEFAULT_RIDGE, fit_ridge_head
+from kiridashi_server.recover.ridge import RidgeHead, fit_ridge_head
 from kiridashi_server.tasks.task import Samples
 
 
@@ -118,15 +118,11 @@ def _loss(logits: Tensor, tasks: JointTasks, rows: Tensor) -> Tensor:
 def _heads(program: fx.GraphModule, tasks: JointTasks) -> nn.Linear:
     """All tasks' ridge heads, one below the other."""
     features = run_batched(program, tasks.inputs).numpy()
-    weights, biases = [], []
+    fitted = []
     for number in range(int(tasks.owners.max()) + 1):
         mine = (tasks.tasks == number).numpy()
         first, classes = int((tasks.owners < number).sum()), int((tasks.owners == number).sum())
-        fitted = fit_ridge_head(features[mine], tasks.labels.numpy()[mine] - first, classes, DEFAULT_RIDGE)
-        weights.append(torch.from_numpy(fitted.weight))
-        biases.append(torch.from_numpy(fitted.bias))
-    head: nn.Linear = nn.utils.skip_init(nn.Linear, features.shape[1], len(tasks.owners))  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        head.weight.copy_(torch.cat(weights))
-        head.bias.copy_(torch.cat(biases))
-    return head
+        fitted.append(fit_ridge_head(features[mine], tasks.labels.numpy()[mine] - first, classes))
+    return RidgeHead(
+        np.concatenate([head.weight for head in fitted]), np.concatenate([head.bias for head in fitted])
+    ).as_linear()

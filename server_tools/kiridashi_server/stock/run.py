@@ -14,9 +14,9 @@ from kiridashi.errors import InputError
 from kiridashi_server.amp.scores import ScoreMap
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.record import Record
-from kiridashi_server.compose.composition import robust_mean
 from kiridashi_server.graph.cut import load_cut, save_cut
 from kiridashi_server.progress import Progress
+from kiridashi_server.similarity.assess import mean_scores
 from kiridashi_server.stages import Workspace
 from kiridashi_server.stock.pieces import Piece, Stock, StockMaker, StockSettings, piece_plans
 from kiridashi_server.stock.store import StockError
@@ -89,14 +89,14 @@ def stock_scores(backbone: Backbone, records: Sequence[Record]) -> ScoreMap:
     Raises:
         InputError: there is none.
     """
-    own = [record.scores for record in records if record.backbone_fingerprint == backbone.fingerprint]
+    own = [record for record in records if record.backbone_fingerprint == backbone.fingerprint]
     if not own:
         raise InputError(
             f"the bank has no record of {backbone.name}",
             why="a stock is cut by the mean of its records' scores",
             next_step="learn some: kiridashi bank learn",
         )
-    return robust_mean(own, np.full(len(own), 1 / len(own)))
+    return mean_scores(own)
 
 
 def server_samples(task: Task) -> Samples:
