@@ -183,33 +183,15 @@ class _Bench:
 
     def _measured(self, name: str, plans: Sequence[Plan]) -> list[ProfilePoint]:
         """What the device measured of each plan, interleaved; plans of equal widths are one file."""
-        folder, backbone, runtime = self.workspace.folder / "cuts", self.backbone, self.profile.runtime_name
-        folder.mkdir(parents=True, exist_ok=True)
-        graphs: dict[str, ProbeGraph] = {}
-        files = []
-        for plan in plans:
-            path = folder / file_name(backbone, "cut", plan.counts, runtime)
-            if not path.is_file():
-                export_bare(backbone, first_units(backbone.layout, plan.counts), path, runtime)
-            graphs[path.name] = ProbeGraph(describe_file(path, KINDS[runtime]), "cut", plan.counts)
-            files.append(path.name)
-        _, height, width = backbone.input_size
-        probes = ProbeSet(
-            name=f"{backbone.name}-{name}",
-            backbone=backbone.name,
-            backbone_fingerprint=backbone.fingerprint,
-            layout_digest=backbone.layout.digest,
-            height=height,
-            width=width,
-            runtime=runtime,
-            graphs=tuple(graphs.values()),
+        points = measure_cuts(
+            self.backbone,
+            {number: plan.counts for number, plan in enumerate(plans)},
+            self.workspace.folder / "cuts",
+            name=f"{self.backbone.name}-{name}",
+            runtime=self.profile.runtime_name,
+            seconds=self.sizes.seconds,
         )
-        write_atomic(folder / PROBE_SET_NAME, probes.encode())
-        (folder / "record").unlink(missing_ok=True)
-        points = dict(
-            zip(graphs, points_of(probes, measure_probe_set(folder, seconds=self.sizes.seconds)), strict=True)
-        )
-        return [points[file] for file in files]
+        return [points[number] for number in range(len(plans))]
 
 
 def _trial(

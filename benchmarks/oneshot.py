@@ -1,9 +1,10 @@
-"""Does reuse win? A new line's model by one cut out of the stock, beside other ways to the same size.
+"""Does reuse win? A new line's model by one cut out of the stock, beside other ways to a small model.
 
 Past tasks fill a bank and a stock. For every held-out task, whose classes nobody has seen, each method makes a model
-of the same share of parameters from the same few samples, with the same number of iterations at the end; all are judged
-on a drawing style that no server saw. Two tables: *masks*, where all cut the same backbone and get the same repair, and
-the *whole product* beside whole alternatives.
+inside the same limit from the same few samples, with the same number of iterations at the end; all are judged on a
+drawing style that no server saw. Limits are shares of the parameters, and the latency and memory that this machine's
+profile expects of a cut at 30 %. Two tables: *masks*, where all cut the same backbone and get the same repair, and the
+*whole product* beside whole alternatives. Then the same product with smaller banks.
 
 Finished cells, banks and stocks are kept under ``benchmark-results/oneshot`` for this code, data and machine, and are
 used again; how many were is printed.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,11 @@ from kiridashi_server.stock.pieces import StockSettings
 
 from benchmarks.cells import Cells
 from benchmarks.oneshot_chain import Chain, chain_folder
-from benchmarks.oneshot_figures import Comparison, Table, tabulate
+from benchmarks.oneshot_figures import Comparison, Key, Table, gain, over_seeds, tabulate
+from benchmarks.oneshot_limits import DeviceLimit, Limit, ShareLimit
 from benchmarks.oneshot_methods import ITERATIVE, METHODS, STOCKS, Contest, Line
+from benchmarks.oneshot_profile import REFERENCE_PERCENT, RESOURCES, device_profile, measured_ratios
+from benchmarks.oneshot_rivals import RIVALS, Rival
 from benchmarks.oneshot_tasks import DATA, PACK, kinship, load_task, task_names
 from benchmarks.report import Figure, Options, Report, options_parser, rounded, show, table
 
@@ -36,51 +40,86 @@ CODE = (
     *(f"server_tools/kiridashi_server/{name}" for name in ("amp", "bank", "budget", "compose", "graph", "recover")),
     *(f"server_tools/kiridashi_server/{name}" for name in ("similarity", "stock", "tasks")),
     *(f"server_tools/kiridashi_server/{name}.py" for name in ("backbone", "baselines", "pipeline")),
-    *(f"benchmarks/{name}.py" for name in ("global_pruning", "oneshot_chain", "oneshot_methods", "oneshot_tasks")),
+    *(f"benchmarks/{name}.py" for name in ("global_pruning", "oneshot_chain", "oneshot_limits", "oneshot_methods")),
+    "benchmarks/oneshot_tasks.py",
 )
+RIVAL_CODE = ("server_tools/kiridashi_server/export", "benchmarks/oneshot_rivals.py")
 PER_CLASS = 6
 MASKS = tuple(method for method in METHODS if method not in (*STOCKS, *ITERATIVE, "composed"))
-WHOLE = tuple(method for method in METHODS if method not in ("product", "composed"))
+WHOLE = tuple(method for method in (*METHODS, *RIVALS) if method not in ("product", "composed"))
 STOCK = StockSettings()
 QUICK_STOCK = StockSettings(shares=(1.0, 0.35), iterations=30)
+GROWTH_LIMIT = "30"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the cells, print both tables and the figures, write the report."""
-    parser = options_parser("oneshot", "accuracy of one cut out of the stock, beside other ways to the same size")
-    parser.add_argument("--bank", type=int, default=32, metavar="N", help="past tasks, at most 32 (default 32)")
-    parser.add_argument("--tasks", type=int, default=44, metavar="N", help="held-out tasks, at most 44 (default 44)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="chains, from --seed on (default 3)")
-    parser.add_argument("--kept", type=_numbers, default=(50, 30, 15), metavar="PERCENT", help="default 50,30,15")
-    parser.add_argument("--iterations", type=_numbers, default=(0, 20, 50), metavar="N", help="default 0,20,50")
-    parser.add_argument("--methods", type=_names, default=METHODS, metavar="NAMES", help=f"default {','.join(METHODS)}")
-    parser.add_argument("--development", action="store_true", help="the tasks for choosing settings, not the held-out")
-    chosen = parser.parse_args(arguments)
+    """Run the cells, print the tables and the figures, write the report."""
+    chosen = _parser().parse_args(arguments)
     if chosen.quick:
-        chosen.bank, chosen.tasks, chosen.seeds, chosen.kept, chosen.iterations = 6, 4, 1, (30,), (20,)
+        chosen.bank, chosen.tasks, chosen.seeds, chosen.limits, chosen.iterations = 6, 4, 1, ("30",), (20,)
         chosen.methods = ("product", "composed", "uniform_bank", "taylor", "l1", "task_specific")
+        chosen.growth = ()
     torch.set_num_threads(1)
     report = Report("oneshot", Options(chosen.json, chosen.quick, chosen.seed))
     run = _Run(chosen)
-    report.rows = run.rows()
+    rows = run.rows()
+    grown = run.growth_rows()
+    report.rows = rows + grown
     steps = max(chosen.iterations)
-    found = tabulate(report.rows)
-    comparisons = {
-        "gain_scorer": ("masks at equal start", Comparison(("composed", steps), MASKS, steps)),
-        "gain": ("whole product", Comparison(("product", steps), WHOLE, steps)),
-        "gain_at_once": ("whole product without any iteration", Comparison(("product", 0), WHOLE, steps)),
-    }
-    for prefix, (title, comparison) in comparisons.items():
+    found = tabulate(rows)
+    for prefix, title, comparison in _comparisons(steps):
         gains = comparison.gains(found)
         report.figures |= {f"{prefix}.{name}": figure for name, figure in gains.items()}
         if gains:
-            print(f"\n{title}, rivals after {steps} iterations: points over, 95 % interval over tasks, Holm-adjusted p")
+            print(f"\n{title}: points over, 95 % interval over tasks, Holm-adjusted p")
             print(_comparison(gains, comparison.p_values(found)))
-    report.figures |= {**_times(report.rows, found), **run.costs}
+    report.figures |= {**_times(rows, found), **run.costs, **_growth(grown)}
+    report.figures |= _break_even(report.figures, steps)
+    if any(limit in RESOURCES for limit in chosen.limits):
+        report.figures |= measured_ratios(run.backbone, rows, FOLDER / "measured")
     print(_accuracies(found))
     report.print_figures()
     report.write()
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = options_parser("oneshot", "accuracy of one cut out of the stock, beside other ways to a small model")
+    methods = (*METHODS, *RIVALS)
+    limits = ("50", "30", "15", *RESOURCES)
+    parser.add_argument("--bank", type=int, default=32, metavar="N", help="past tasks, at most 32 (default 32)")
+    parser.add_argument("--tasks", type=int, default=44, metavar="N", help="held-out tasks, at most 44 (default 44)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="chains, from --seed on (default 3)")
+    parser.add_argument(
+        "--limits",
+        type=_one_of(limits, numbers=True),
+        default=limits,
+        metavar="LIMITS",
+        help=f"per cent of the parameters, {' or '.join(RESOURCES)} (default {','.join(limits)})",
+    )
+    parser.add_argument("--iterations", type=_numbers, default=(0, 20, 50), metavar="N", help="default 0,20,50")
+    parser.add_argument(
+        "--methods", type=_one_of(methods), default=methods, metavar="NAMES", help=f"default {','.join(methods)}"
+    )
+    parser.add_argument(
+        "--growth", type=_numbers, default=(1, 2, 5, 10, 20), metavar="N", help="smaller banks (default 1,2,5,10,20)"
+    )
+    parser.add_argument("--development", action="store_true", help="the tasks for choosing settings, not the held-out")
+    return parser
+
+
+def _comparisons(steps: int) -> Iterator[tuple[str, str, Comparison]]:
+    rivals = f"rivals after {steps} iterations"
+    yield "gain_scorer", f"masks at equal start, all after {steps}", Comparison(("composed", steps), MASKS, steps)
+    yield "gain", f"whole product, all after {steps} iterations", Comparison(("product", steps), WHOLE, steps)
+    yield "gain_at_once", f"product without iterations, {rivals}", Comparison(("product", 0), WHOLE, steps)
+
+
+def cells_of(past: Sequence[str], stock: StockSettings, more_code: Sequence[str] = ()) -> Cells:
+    """Finished cells of this code, data and machine, for these past tasks."""
+    data = hashlib.sha256((DATA / PACK).read_bytes()).hexdigest()
+    settings = {"data": data, "stock": asdict(stock), "past": past, "per_class": PER_CLASS}
+    return Cells.of(FOLDER / "cells", (*CODE, *more_code), **settings)
 
 
 class _Run:
@@ -88,68 +127,137 @@ class _Run:
 
     def __init__(self, chosen: argparse.Namespace) -> None:
         self._chosen = chosen
-        self._backbone = Backbone.load(image_size=64)
+        self.backbone = Backbone.load(image_size=64)
         self._settings = QUICK_STOCK if chosen.quick else STOCK
         self._past = task_names("bank")[: chosen.bank]
         self._new = task_names("development" if chosen.development else "held-out")[: chosen.tasks]
-        data = hashlib.sha256((DATA / PACK).read_bytes()).hexdigest()
-        settings = {"data": data, "stock": asdict(self._settings), "past": self._past, "per_class": PER_CLASS}
-        self._cells = Cells.of(FOLDER / "cells", CODE, **settings)
+        self._cells = cells_of(self._past, self._settings)
+        self._rival_cells = cells_of(self._past, self._settings, RIVAL_CODE)
         self._reused = 0
         self.costs: dict[str, Figure] = {}
 
     def rows(self) -> list[dict[str, Any]]:
+        """One for every seed, limit, task, method and number of iterations."""
         chosen, rows = self._chosen, []
         for seed in range(chosen.seed, chosen.seed + chosen.seeds):
-            folder = chain_folder(FOLDER, self._cells.digest, self._past, seed)
-            chain = Chain(self._backbone, self._past, self._settings, seed, folder)
-            for kept in chosen.kept:
-                for name in self._new:
-                    found = [self._row(chain, name, kept, method, its) for method, its in self._jobs()]
+            chain = self._chain(self._past, seed)
+            for name in chosen.limits:
+                limit = self._limit(name, chain)
+                for task in self._new:
+                    found = [self._row(chain, task, limit, method, its) for method, its in self._jobs()]
                     rows += found
-                    told = ", ".join(f"{row['method']} {row['accuracy']:.1%}" for row in found)
-                    print(f"seed {seed}, {kept} %, {name}: {told}", file=sys.stderr, flush=True)
+                    told = ", ".join(f"{row['method']}/{row['iterations']} {row['accuracy']:.1%}" for row in found)
+                    print(f"seed {seed}, {name}, {task}: {told}", file=sys.stderr, flush=True)
             self.costs |= {f"seconds.{name}": Figure(value, "s") for name, value in chain.seconds.items()}
         print(f"{self._reused} of {len(rows)} cells come from earlier runs of the same code, data and machine")
         return rows
 
+    def growth_rows(self) -> list[dict[str, Any]]:
+        """The product without iterations, on stocks and banks of the first n past tasks, with one seed."""
+        rows = []
+        sizes = [*self._chosen.growth, len(self._past)] if self._chosen.growth else []
+        for size in sizes:
+            chain = self._chain(self._past[:size], self._chosen.seed)
+            limit = ShareLimit(self.backbone, int(GROWTH_LIMIT))
+            for task in self._new:
+                prefix = "" if size == len(self._past) else f"bank-{size}-"
+                row = self._row(chain, task, limit, "product", 0, prefix)
+                rows.append({**row, "bank": size, "seconds_stock": chain.seconds["stock"]})
+            mean = np.mean([row["accuracy"] for row in rows if row["bank"] == size])
+            print(f"bank of {size}: {mean:.1%}", file=sys.stderr, flush=True)
+        return rows
+
+    def _chain(self, past: Sequence[str], seed: int) -> Chain:
+        folder = chain_folder(FOLDER, self._cells.digest, past, seed)
+        return Chain(self.backbone, tuple(past), self._settings, seed, folder)
+
+    def _limit(self, name: str, chain: Chain) -> Limit:
+        resource = RESOURCES.get(name)
+        if resource is None:
+            return ShareLimit(self.backbone, int(name))
+        profile = device_profile(self.backbone, FOLDER / self._cells.digest[:16] / "profile")
+        reference = ShareLimit(self.backbone, REFERENCE_PERCENT).solved(chain.mean)
+        return DeviceLimit(self.backbone, profile, resource, reference)
+
     def _jobs(self) -> list[tuple[str, int]]:
         return [(method, its) for its in self._chosen.iterations for method in self._chosen.methods]
 
-    def _row(self, chain: Chain, name: str, kept: int, method: str, iterations: int) -> dict[str, Any]:
-        def made() -> dict[str, Any]:
+    def _row(
+        self, chain: Chain, name: str, limit: Limit, method: str, iterations: int, prefix: str = ""
+    ) -> dict[str, Any]:
+        def line() -> Line:
             task = load_task(name, seed=chain.seed)
             samples = task.split("train").few_shot(PER_CLASS, chain.seed)
-            line = Line(samples, task.split("test"), len(task.labels), kept / 100, chain.seed)
-            return Contest(chain, line).run(method, iterations)
+            return Line(samples, task.split("test"), len(task.labels), limit, chain.seed)
 
-        result, reused = self._cells.get(f"{chain.seed}-{name}-{kept}-{method}-{iterations}", made)
+        def made() -> dict[str, Any]:
+            return Contest(chain, line()).run(method, iterations)
+
+        def alternative() -> dict[str, Any]:
+            return Rival(self.backbone, line()).run(method, iterations)
+
+        key = f"{prefix}{chain.seed}-{name}"
+        if method in RIVALS:
+            result, reused = self._rival_cells.get(f"{key}-{method}-{iterations}", alternative)
+        else:
+            result, reused = self._cells.get(f"{key}-{limit.name}-{method}-{iterations}", made)
         self._reused += reused
-        head = {"seed": chain.seed, "task": name, "kin": kinship(name), "kept": kept, "method": method}
+        head = {"seed": chain.seed, "task": name, "kin": kinship(name), "limit": limit.name, "method": method}
         return rounded({**head, "iterations": iterations, **result, "reused": reused})
 
 
+def _growth(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
+    """Accuracy by size of the bank, and what each size gains over the one before."""
+    by_size: dict[int, dict[str, float]] = {}
+    for row in rows:
+        by_size.setdefault(row["bank"], {})[row["task"]] = row["accuracy"]
+    values = {size: np.array([of[task] for task in sorted(of)]) for size, of in by_size.items()}
+    figures = {f"growth.{size}@{GROWTH_LIMIT}": Figure(float(of.mean()), "share") for size, of in values.items()}
+    for before, after in zip(values, [*values][1:], strict=False):
+        figures[f"growth_gain.{before}-{after}@{GROWTH_LIMIT}"] = gain(values[after], values[before])
+    return figures
+
+
 def _times(rows: Sequence[dict[str, Any]], found: Table) -> dict[str, Figure]:
-    """Seconds of each method, and the product's least time to the accuracy of task-specific pruning over the latter's.
+    """Seconds of each method; the product's least time to the accuracy of task-specific pruning over the latter's.
 
     Of both the cheapest number of iterations counts: of task-specific pruning the one with its best mean accuracy, of
-    the product the first that is as good; None if none is.
+    the product the first that is as good; None if none is. And after how many lines the past is paid back in seconds.
     """
     seconds = tabulate(rows, "seconds")
+
+    def mean(table: Table, key: Key, like: Key) -> float:
+        return float(over_seeds(table, key, like).mean())
+
     figures = {
-        f"seconds.{method}@{kept}.{its}": Figure(float(values.mean()), "s")
-        for (method, kept, its), values in seconds.items()
+        f"seconds.{method}@{limit}.{its}": Figure(mean(seconds, key, key), "s")
+        for key in seconds
+        for method, limit, its in [key]
     }
-    for kept in sorted({kept for _, kept, _ in found}):
-        rivals = [key for key in sorted(found, key=lambda key: key[2]) if key[:2] == ("task_specific", kept)]
-        ours = [key for key in sorted(found, key=lambda key: key[2]) if key[:2] == ("product", kept)]
+    for limit in dict.fromkeys(limit for _, limit, _ in found):
+        rivals = sorted((key for key in found if key[:2] == ("task_specific", limit)), key=lambda key: key[2])
+        ours = sorted((key for key in found if key[:2] == ("product", limit)), key=lambda key: key[2])
         if not rivals or not ours:
             continue
-        best = max(rivals, key=lambda key: float(found[key].mean()))
-        equal = next((key for key in ours if found[key].mean() >= found[best].mean()), None)
-        ratio = float(seconds[equal].mean() / seconds[best].mean()) if equal else None
-        figures[f"time_ratio.task_specific@{kept}"] = Figure(ratio, "ratio")
+        best = max(rivals, key=lambda key: mean(found, key, key))
+        equal = next((key for key in ours if mean(found, key, best) >= mean(found, best, key)), None)
+        ratio = mean(seconds, equal, best) / mean(seconds, best, equal) if equal else None
+        figures[f"time_ratio.task_specific@{limit}"] = Figure(ratio, "ratio")
     return figures
+
+
+def _break_even(figures: dict[str, Figure], steps: int) -> dict[str, Figure]:
+    """After how many lines the seconds of bank and stock are saved, the product without iterations beside the rival."""
+    past = sum(figures[name].value or 0.0 for name in ("seconds.bank", "seconds.stock") if name in figures)
+    found = {}
+    for name, figure in figures.items():
+        if name.startswith("seconds.task_specific@") and name.endswith(f".{steps}"):
+            limit = name.removeprefix("seconds.task_specific@").removesuffix(f".{steps}")
+            ours = figures.get(f"seconds.product@{limit}.0")
+            saved = (figure.value or 0.0) - (ours.value or 0.0) if ours else 0.0
+            if past and saved > 0:
+                found[f"break_even_lines@{limit}"] = Figure(past / saved, "lines")
+    return found
 
 
 def _comparison(figures: dict[str, Figure], p_values: dict[str, float]) -> str:
@@ -162,21 +270,28 @@ def _comparison(figures: dict[str, Figure], p_values: dict[str, float]) -> str:
 
 def _accuracies(found: Table) -> str:
     rows = [
-        (method, str(kept), str(its), show(100 * float(values.mean()), ".1f"), str(len(values)))
-        for (method, kept, its), values in sorted(found.items(), key=lambda item: (-item[0][1], item[0][2], item[0][0]))
+        (method, limit, str(its), show(100 * float(over_seeds(found, key).mean()), ".1f"), str(len(found[key])))
+        for key in sorted(found, key=lambda key: (key[1], key[2], key[0]))
+        for method, limit, its in [key]
     ]
-    return table(("method", "kept %", "iterations", "accuracy %", "tasks"), rows)
+    return table(("method", "limit", "iterations", "accuracy %", "seeds"), rows)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    return tuple(int(part) for part in text.split(",") if part)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if unknown := [name for name in names if name not in METHODS]:
-        raise argparse.ArgumentTypeError(f"there is no method {unknown[0]!r}; known: {', '.join(METHODS)}")
-    return names
+def _one_of(known: Sequence[str], *, numbers: bool = False) -> Callable[[str], tuple[str, ...]]:
+    """Reads names of ``known``, and numbers from 1 to 100 if these are allowed."""
+
+    def read(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        for name in names:
+            if name not in known and not (numbers and name.isdecimal() and 1 <= int(name) <= 100):
+                raise argparse.ArgumentTypeError(f"there is no {name!r}; known: {', '.join(known)}")
+        return names
+
+    return read
 
 
 if __name__ == "__main__":

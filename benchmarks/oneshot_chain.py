@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from kiridashi_server.amp.scores import ScoreMap
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.learning import learn_record
 from kiridashi_server.bank.record import Record
@@ -59,10 +60,14 @@ class Chain:
         return [known[name] for name in self.names]
 
     @cached_property
+    def mean(self) -> ScoreMap:
+        """The mean of the bank's scores."""
+        return stock_scores(self.backbone, self.records)
+
+    @cached_property
     def stock(self) -> Stock:
         """Cut by the mean of the bank's scores."""
-        plans = piece_plans(self.backbone, stock_scores(self.backbone, self.records), self.settings.shares)
-        return self._made("stock", plans)
+        return self._made("stock", piece_plans(self.backbone, self.mean, self.settings.shares))
 
     @cached_property
     def nested_l1(self) -> Stock:

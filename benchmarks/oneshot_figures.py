@@ -13,28 +13,41 @@ from scipy import stats
 from benchmarks.report import Figure
 
 FloatArray = NDArray[np.float64]
-Table = Mapping[tuple[str, int, int], FloatArray]
-"""Accuracy by method, kept per cent and iterations: the mean over seeds for each task, float64 [tasks]."""
+Key = tuple[str, str, int]
+"""Method, limit and iterations."""
+Table = Mapping[Key, Mapping[int, FloatArray]]
+"""Values of one kind by key and seed, float64 [tasks]."""
 
 CONFIDENCE = 0.95
 
 
-def tabulate(rows: Sequence[Mapping[str, Any]], value: str = "accuracy") -> dict[tuple[str, int, int], FloatArray]:
-    """The rows' values by method, size and iterations, one for each task in the order of their names.
+def tabulate(rows: Sequence[Mapping[str, Any]], value: str = "accuracy") -> dict[Key, dict[int, FloatArray]]:
+    """The rows' values by key and seed, one for each task in the order of their names.
 
-    Combinations that were not run for all tasks and seeds that occur are left out: what is paired has to be whole.
+    Seeds that a key was run with for some of the tasks only are left out: what is paired has to be whole.
     """
-    pairs = sorted({(str(row["task"]), int(row["seed"])) for row in rows})
-    tasks = sorted({task for task, _ in pairs})
-    cells: dict[tuple[str, int, int], dict[tuple[str, int], float]] = {}
+    tasks = sorted({str(row["task"]) for row in rows})
+    cells: dict[Key, dict[int, dict[str, float]]] = {}
     for row in rows:
-        key = (str(row["method"]), int(row["kept"]), int(row["iterations"]))
-        cells.setdefault(key, {})[str(row["task"]), int(row["seed"])] = float(row[value])
-    return {
-        key: np.array([np.mean([found[pair] for pair in pairs if pair[0] == task]) for task in tasks])
-        for key, found in cells.items()
-        if found.keys() == set(pairs)
+        key = (str(row["method"]), str(row["limit"]), int(row["iterations"]))
+        cells.setdefault(key, {}).setdefault(int(row["seed"]), {})[str(row["task"])] = float(row[value])
+    table = {
+        key: {seed: np.array([of[task] for task in tasks]) for seed, of in seeds.items() if len(of) == len(tasks)}
+        for key, seeds in cells.items()
     }
+    return {key: seeds for key, seeds in table.items() if seeds}
+
+
+def over_seeds(table: Table, key: Key, like: Key | None = None) -> FloatArray:
+    """The mean over seeds for each task, float64 [tasks]; over the seeds that ``like`` has too, if it is given.
+
+    Raises:
+        KeyError: there is no such key, or no such seed.
+    """
+    seeds = table[key].keys() & table[like or key].keys()
+    if not seeds:
+        raise KeyError(key)
+    return np.mean([table[key][seed] for seed in sorted(seeds)], axis=0)
 
 
 def gain(ours: FloatArray, other: FloatArray) -> Figure:
@@ -68,21 +81,21 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours against rivals, each with a number of iterations of its own, at every size where both were run whole."""
+    """Ours against rivals, each with a number of iterations of its own, at every limit where both were run whole."""
 
     ours: tuple[str, int]
     rivals: Sequence[str]
     iterations: int
 
     def pairs(self, table: Table) -> dict[str, tuple[FloatArray, FloatArray]]:
-        """Our values and the rival's by ``RIVAL@KEPT``."""
-        method, steps = self.ours
-        return {
-            f"{rival}@{kept}": (table[method, kept, steps], table[rival, kept, self.iterations])
-            for rival in self.rivals
-            for kept in sorted({kept for _, kept, _ in table}, reverse=True)
-            if (method, kept, steps) in table and (rival, kept, self.iterations) in table
-        }
+        """Our values and the rival's by ``RIVAL@LIMIT``, of the seeds that both were run with."""
+        found = {}
+        for rival in self.rivals:
+            for limit in dict.fromkeys(limit for _, limit, _ in table):
+                ours, other = (self.ours[0], limit, self.ours[1]), (rival, limit, self.iterations)
+                if table.get(ours, {}).keys() & table.get(other, {}).keys():
+                    found[f"{rival}@{limit}"] = over_seeds(table, ours, other), over_seeds(table, other, ours)
+        return found
 
     def gains(self, table: Table) -> dict[str, Figure]:
         """Ours minus the rival's."""

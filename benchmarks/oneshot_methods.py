@@ -13,31 +13,30 @@ from kiridashi_server.amp.scores import ScoreMap
 from kiridashi_server.amp.taylor import taylor_scores
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.baselines import Target, iterative, l1_plan, random_plan
-from kiridashi_server.budget.solver import plan_size
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.pipeline import compose_scores
 from kiridashi_server.recover.inputs import run_batched, to_input
 from kiridashi_server.recover.iterations import Recovered, RecoverSettings, accuracy, recover_cut
 from kiridashi_server.recover.ridge import fit_ridge_head
 from kiridashi_server.stock.pieces import Stock
-from kiridashi_server.stock.run import stock_scores
 from kiridashi_server.tasks import Samples
 
 from benchmarks.global_pruning import global_plan, lite0_module, task_head, with_gradients
 from benchmarks.oneshot_chain import Chain
+from benchmarks.oneshot_limits import Limit, ShareLimit, largest
 
 MULTIPLE = 8
-_BISECTIONS = 7
+_TRIES = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A new line: its few samples, those that judge, classes, and the share of parameters that it may keep."""
+    """A new line: its few samples, those that judge, classes, and how large its model may be."""
 
     samples: Samples
     test: Samples
     classes: int
-    kept: float
+    limit: Limit
     seed: int
 
 
@@ -54,8 +53,11 @@ class Contest:
         self.chain.records  # noqa: B018 - what lines share is there before the clock starts
         stock: Stock | None = getattr(self.chain, STOCKS[method]) if method in STOCKS else None
         start = time.perf_counter()
-        recovered, extra = self._made(method, settings, stock)
-        seconds = time.perf_counter() - start
+        if method in ITERATIVE:
+            recovered, extra, seconds = self._pruned_in_steps(ITERATIVE[method], settings)
+        else:
+            recovered, extra = self._cut_once(method, settings, stock), 0
+            seconds = time.perf_counter() - start
         counts = recovered.plan.counts
         costs = self._backbone.costs
         return {
@@ -64,14 +66,29 @@ class Contest:
             "extra_iterations": extra,
             "parameters": costs.parameters(counts) / costs.parameters({}),
             "macs": costs.macs(counts) / costs.macs({}),
+            "widths": dict(counts),
         }
 
-    def _made(self, method: str, settings: RecoverSettings, stock: Stock | None) -> tuple[Recovered, int]:
-        if method in ITERATIVE:
-            result = iterative(self.chain.tuned if ITERATIVE[method] else self._backbone, self._target, settings)
-            return result.recovered, result.extra_iterations
+    def _pruned_in_steps(self, tuned: bool, settings: RecoverSettings) -> tuple[Recovered, int, float]:
+        """Iterative pruning to as many parameters as one cut by Taylor scores keeps inside the limit.
+
+        What a device needs depends on more than that; where the result is over, fewer are kept, and the seconds are
+        those of the last try.
+        """
+        backbone, line = self.chain.tuned if tuned else self._backbone, self.line
+        size = backbone.costs.parameters(self.taylor().counts)
+        for _ in range(_TRIES):
+            start = time.perf_counter()
+            result = iterative(backbone, Target(line.samples, line.classes, size, line.seed), settings)
+            seconds = time.perf_counter() - start
+            if line.limit.holds(result.recovered.plan.counts):
+                return result.recovered, result.extra_iterations, seconds
+            size = int(0.94 * size)
+        raise ValueError(f"iterative pruning found no cut inside the limit '{line.limit.name}' in {_TRIES} tries")
+
+    def _cut_once(self, method: str, settings: RecoverSettings, stock: Stock | None) -> Recovered:
         line, plan = self.line, PLANNERS[method](self)
-        recovered = recover_cut(
+        return recover_cut(
             self._backbone,
             plan,
             line.samples,
@@ -80,19 +97,24 @@ class Contest:
             seed=line.seed,
             blank=stock.blank(plan) if stock else None,
         )
-        return recovered, 0
 
     @property
     def _backbone(self) -> Backbone:
         return self.chain.backbone
 
-    @property
-    def _target(self) -> Target:
-        return Target(self.line.samples, self.line.classes, self.line.kept, self.line.seed)
-
     def _solved(self, scores: ScoreMap) -> Plan:
-        backbone = self._backbone
-        return plan_size(backbone.layout, backbone.costs, scores, int(self.line.kept * backbone.costs.parameters({})))
+        return self.line.limit.solved(scores)
+
+    def _of_share(self, planner: Callable[[Backbone, Target], Plan]) -> Plan:
+        """The largest plan inside the limit of a planner that takes a share of the parameters."""
+        line = self.line
+
+        def plan(share: float) -> Plan:
+            return planner(self._backbone, Target(line.samples, line.classes, share, line.seed))
+
+        if isinstance(line.limit, ShareLimit):
+            return plan(line.limit.percent / 100)
+        return largest(line.limit, plan)
 
     def taylor(self) -> Plan:
         """First-order scores on the line's samples."""
@@ -110,7 +132,7 @@ class Contest:
 
     def uniform_bank(self) -> Plan:
         """The mean of the bank's scores."""
-        return self._solved(stock_scores(self._backbone, self.chain.records))
+        return self._solved(self.chain.mean)
 
     def composed(self) -> Plan:
         """What the product composes of the bank and the line's samples."""
@@ -120,29 +142,22 @@ class Contest:
 
     def l1(self) -> Plan:
         """The same share of every group, filters of largest L1 norm."""
-        return l1_plan(self._backbone, self._target)
+        return self._of_share(l1_plan)
 
     def random(self) -> Plan:
         """The same share of every group, at random."""
-        return random_plan(self._backbone, self._target)
+        return self._of_share(random_plan)
 
     def tp(self, method: str) -> Plan:
         """torch-pruning's global pruning: the ratio whose cut is the largest inside the size, by bisection."""
         backbone, line = self._backbone, self.line
         module = lite0_module(backbone, task_head(backbone, line.samples, line.classes))
         module = with_gradients(module, backbone, line.samples)
-        low, high, found = 0.0, 1.0, None
-        limit = line.kept * backbone.costs.parameters({})
-        for _ in range(_BISECTIONS):
-            ratio = (low + high) / 2
-            plan = global_plan(module, backbone, method, ratio, multiple=MULTIPLE)
-            if backbone.costs.parameters(plan.counts) <= limit:
-                high, found = ratio, plan
-            else:
-                low = ratio
-        if found is None:
-            raise ValueError(f"{method} found no cut of {line.kept:.0%} in {_BISECTIONS} bisections")
-        return found
+
+        def plan(share: float) -> Plan:
+            return global_plan(module, backbone, method, 1 - share, multiple=MULTIPLE)
+
+        return largest(line.limit, plan)
 
 
 PLANNERS: Mapping[str, Callable[[Contest], Plan]] = {

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from benchmarks.oneshot_figures import Comparison, gain, holm, p_value, tabulate
+from benchmarks.oneshot_figures import Comparison, gain, holm, over_seeds, p_value, tabulate
 
 
-def row(method: str, task: str, accuracy: float, *, seed: int = 0, kept: int = 30, iterations: int = 50) -> dict:
+def row(method: str, task: str, accuracy: float, *, seed: int = 0, limit: str = "30", iterations: int = 50) -> dict:
     return {
         "method": method,
         "task": task,
         "seed": seed,
-        "kept": kept,
+        "limit": limit,
         "iterations": iterations,
         "accuracy": accuracy,
     }
@@ -55,20 +55,24 @@ def test_seeds_are_averaged_and_what_is_not_whole_is_left_out():
         ("taylor", "x", 0, 0.4), ("taylor", "y", 0, 0.4),
     ]]  # fmt: skip
     table = tabulate(rows)
-    assert set(table) == {("product", 30, 50), ("l1", 30, 50)}
-    assert table["product", 30, 50] == pytest.approx([0.7, 0.5])
+    product, l1, taylor = ("product", "30", 50), ("l1", "30", 50), ("taylor", "30", 50)
+    assert set(table) == {product, l1, taylor}
+    assert over_seeds(table, product) == pytest.approx([0.7, 0.5])
     comparison = Comparison(("product", 50), ("l1", "taylor"), 50)
     figures = comparison.gains(table)
-    assert set(figures) == set(comparison.p_values(table)) == {"l1@30"}
+    assert set(figures) == set(comparison.p_values(table)) == {"l1@30", "taylor@30"}
     assert figures["l1@30"].value == pytest.approx(30)
+    # Of Taylor there is only seed 0, where the product has 0.8 and 0.5.
+    assert figures["taylor@30"].value == pytest.approx(25)
+    assert 1 not in tabulate(rows[:-3])["l1", "30", 50]  # one task of seed 1 is missing
     assert Comparison(("product", 50), ("l1",), 20).gains(table) == {}
     assert Comparison(("product", 0), ("l1",), 50).gains(table) == {}
 
 
 def test_sizes_are_compared_apart():
-    rows = [row(m, t, v, kept=k) for m, t, v, k in [
-        ("product", "x", 0.8, 30), ("product", "y", 0.7, 30), ("product", "x", 0.5, 15), ("product", "y", 0.4, 15),
-        ("l1", "x", 0.6, 30), ("l1", "y", 0.5, 30), ("l1", "x", 0.6, 15), ("l1", "y", 0.5, 15),
+    rows = [row(m, t, v, limit=k) for m, t, v, k in [
+        ("product", "x", 0.8, "30"), ("product", "y", 0.7, "30"), ("product", "x", 0.5, "15"), ("product", "y", 0.4, "15"),
+        ("l1", "x", 0.6, "30"), ("l1", "y", 0.5, "30"), ("l1", "x", 0.6, "15"), ("l1", "y", 0.5, "15"),
     ]]  # fmt: skip
     figures = Comparison(("product", 50), ("l1",), 50).gains(tabulate(rows))
     assert {name: round(figure.value or 0) for name, figure in figures.items()} == {"l1@30": 20, "l1@15": -10}
