@@ -47,11 +47,15 @@ class Cells:
             digest.update(f"\0{path.relative_to(_ROOT)}\0".encode() + path.read_bytes())
         return cls(folder, digest.hexdigest())
 
+    def has(self, name: str) -> bool:
+        """Whether a result of that name is in the folder."""
+        return self.folder is not None and self._path(self.folder, name).exists()
+
     def get(self, name: str, make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
         """The result called ``name``, from the folder or from ``make``, and whether it was in the folder."""
         if self.folder is None:
             return make(), False
-        path = self.folder / f"{name}-{self.digest[:16]}.json"
+        path = self._path(self.folder, name)
         if path.exists():
             kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return kept, True
@@ -59,3 +63,6 @@ class Cells:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(result).encode())
         return result, False
+
+    def _path(self, folder: Path, name: str) -> Path:
+        return folder / f"{name}-{self.digest[:16]}.json"

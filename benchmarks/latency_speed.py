@@ -16,21 +16,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from kiridashi.artifacts import describe_file, write_atomic
-from kiridashi.probes import PROBE_SET_NAME, ProbeGraph, ProbeSet
 from kiridashi_server.amp.learning import ScoreSettings, learn_scores
 from kiridashi_server.amp.scores import ScoreMap
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.budget.device import measure_probe_set
 from kiridashi_server.budget.probes import (
-    KINDS,
     ProbeSettings,
-    export_bare,
-    file_name,
-    first_units,
     make_probe_set,
 )
-from kiridashi_server.budget.profile import Profile, ProfilePoint, fit_profile, points_of
+from kiridashi_server.budget.profile import Profile, ProfilePoint, fit_profile
 from kiridashi_server.compose.composition import robust_mean
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.recover.iterations import RecoverSettings, correct, recover_cut
@@ -41,6 +35,7 @@ from numpy.typing import NDArray
 from benchmarks.equal_accuracy import Curve, Cuts, Statistic, Trial, advantage, better, estimate, speed
 from benchmarks.global_pruning import IMPORTANCES
 from benchmarks.latency_cuts import OURS, UNIFORM, Wanted, planned
+from benchmarks.measured_cuts import measure_cuts
 from benchmarks.report import Figure, Options
 
 PIXELS = 64

@@ -26,7 +26,7 @@ def measure_cuts(
     runtime: RuntimeName,
     seconds: float,
 ) -> dict[Key, ProfilePoint]:
-    """Export and measure cuts by their widths; those of equal widths are one file. What was measured before is not used.
+    """Export and measure cuts by their widths; those of equal widths are one file. All are measured anew.
 
     Args:
         backbone: what is cut; which units stay makes no difference to time and memory.

@@ -49,6 +49,8 @@ MASKS = tuple(method for method in METHODS if method not in (*STOCKS, *ITERATIVE
 WHOLE = tuple(method for method in (*METHODS, *RIVALS) if method not in ("product", "composed"))
 STOCK = StockSettings()
 QUICK_STOCK = StockSettings(shares=(1.0, 0.35), iterations=30)
+AT_ONCE = ("product", "nested_l1")
+"""What is tried without iterations: the others start from weights that no past task has touched."""
 GROWTH_LIMIT = "30"
 
 
@@ -104,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--growth", type=_numbers, default=(1, 2, 5, 10, 20), metavar="N", help="smaller banks (default 1,2,5,10,20)"
     )
+    parser.add_argument("--finished", action="store_true", help="report the finished cells among these, and make none")
     parser.add_argument("--development", action="store_true", help="the tasks for choosing settings, not the held-out")
     return parser
 
@@ -142,13 +145,14 @@ class _Run:
         for seed in range(chosen.seed, chosen.seed + chosen.seeds):
             chain = self._chain(self._past, seed)
             for name in chosen.limits:
-                limit = self._limit(name, chain)
                 for task in self._new:
-                    found = [self._row(chain, task, limit, method, its) for method, its in self._jobs()]
+                    made = [self._row(chain, task, name, method, its) for method, its in self._jobs()]
+                    found = [row for row in made if row is not None]
                     rows += found
                     told = ", ".join(f"{row['method']}/{row['iterations']} {row['accuracy']:.1%}" for row in found)
                     print(f"seed {seed}, {name}, {task}: {told}", file=sys.stderr, flush=True)
-            self.costs |= {f"seconds.{name}": Figure(value, "s") for name, value in chain.seconds.items()}
+            if rows and rows[-1]["seed"] == seed:
+                self.costs |= {f"seconds.{name}": Figure(value, "s") for name, value in chain.seconds.items()}
         print(f"{self._reused} of {len(rows)} cells come from earlier runs of the same code, data and machine")
         return rows
 
@@ -158,13 +162,13 @@ class _Run:
         sizes = [*self._chosen.growth, len(self._past)] if self._chosen.growth else []
         for size in sizes:
             chain = self._chain(self._past[:size], self._chosen.seed)
-            limit = ShareLimit(self.backbone, int(GROWTH_LIMIT))
             for task in self._new:
                 prefix = "" if size == len(self._past) else f"bank-{size}-"
-                row = self._row(chain, task, limit, "product", 0, prefix)
-                rows.append({**row, "bank": size, "seconds_stock": chain.seconds["stock"]})
-            mean = np.mean([row["accuracy"] for row in rows if row["bank"] == size])
-            print(f"bank of {size}: {mean:.1%}", file=sys.stderr, flush=True)
+                row = self._row(chain, task, GROWTH_LIMIT, "product", 0, prefix)
+                if row is not None:
+                    rows.append({**row, "bank": size})
+            told = [row["accuracy"] for row in rows if row["bank"] == size]
+            print(f"bank of {size}: {np.mean(told):.1%} on {len(told)} tasks", file=sys.stderr, flush=True)
         return rows
 
     def _chain(self, past: Sequence[str], seed: int) -> Chain:
@@ -180,15 +184,18 @@ class _Run:
         return DeviceLimit(self.backbone, profile, resource, reference)
 
     def _jobs(self) -> list[tuple[str, int]]:
-        return [(method, its) for its in self._chosen.iterations for method in self._chosen.methods]
+        chosen = self._chosen
+        return [(method, its) for its in chosen.iterations for method in chosen.methods if its or method in AT_ONCE]
 
     def _row(
-        self, chain: Chain, name: str, limit: Limit, method: str, iterations: int, prefix: str = ""
-    ) -> dict[str, Any]:
+        self, chain: Chain, name: str, limit: str, method: str, iterations: int, prefix: str = ""
+    ) -> dict[str, Any] | None:
+        """A finished cell, or one that is made now; None if only finished ones are wanted and it is not."""
+
         def line() -> Line:
             task = load_task(name, seed=chain.seed)
             samples = task.split("train").few_shot(PER_CLASS, chain.seed)
-            return Line(samples, task.split("test"), len(task.labels), limit, chain.seed)
+            return Line(samples, task.split("test"), len(task.labels), self._limit(limit, chain), chain.seed)
 
         def made() -> dict[str, Any]:
             return Contest(chain, line()).run(method, iterations)
@@ -196,13 +203,14 @@ class _Run:
         def alternative() -> dict[str, Any]:
             return Rival(self.backbone, line()).run(method, iterations)
 
-        key = f"{prefix}{chain.seed}-{name}"
-        if method in RIVALS:
-            result, reused = self._rival_cells.get(f"{key}-{method}-{iterations}", alternative)
-        else:
-            result, reused = self._cells.get(f"{key}-{limit.name}-{method}-{iterations}", made)
+        of_limit = "" if method in RIVALS else f"{limit}-"
+        key = f"{prefix}{chain.seed}-{name}-{of_limit}{method}-{iterations}"
+        cells, make = (self._rival_cells, alternative) if method in RIVALS else (self._cells, made)
+        if self._chosen.finished and not cells.has(key):
+            return None
+        result, reused = cells.get(key, make)
         self._reused += reused
-        head = {"seed": chain.seed, "task": name, "kin": kinship(name), "limit": limit.name, "method": method}
+        head = {"seed": chain.seed, "task": name, "kin": kinship(name), "limit": limit, "method": method}
         return rounded({**head, "iterations": iterations, **result, "reused": reused})
 
 

@@ -47,7 +47,8 @@ def over_seeds(table: Table, key: Key, like: Key | None = None) -> FloatArray:
     seeds = table[key].keys() & table[like or key].keys()
     if not seeds:
         raise KeyError(key)
-    return np.mean([table[key][seed] for seed in sorted(seeds)], axis=0)
+    mean: FloatArray = np.mean([table[key][seed] for seed in sorted(seeds)], axis=0)
+    return mean
 
 
 def gain(ours: FloatArray, other: FloatArray) -> Figure:

@@ -187,7 +187,8 @@ class _SqueezeNet(nn.Module):
             self.add_module(name, _Fire(*widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.conv1(nn.functional.pad(x, (0, 1, 0, 1))))  # as its weights were trained
+        x = nn.functional.pad(x.flip(1), (0, 1, 0, 1))  # blue, green, red, and padded as its weights were trained
+        x = torch.relu(self.conv1(x))
         for name in _FIRES:
             if name in _POOLED_BEFORE:
                 x = nn.functional.max_pool2d(x, 3, stride=2)

@@ -1,8 +1,8 @@
 """How far can the verdict on reuse be trusted, and does similarity earn weight? Tasks of a bank play new.
 
-The bank tasks of the benchmark of reuse are assessed one by one by all others' records. Then measures are chosen against
-the constant ranking, and the conformal bounds are tried on tasks that had no part in them, over random splits. Every
-finished assessment is kept with the chain that it belongs to, and used again.
+The bank tasks of the benchmark of reuse are assessed one by one by all others' records. Then measures are chosen
+against the constant ranking, and the conformal bounds are tried on tasks that had no part in them, over random splits.
+Every finished assessment is kept with the chain that it belongs to, and used again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 import torch
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.similarity.assess import assess, blank
-from kiridashi_server.similarity.assessment import AssessSettings, Assessment, gains, statistics_of
+from kiridashi_server.similarity.assessment import Assessment, AssessSettings, gains, statistics_of
 from kiridashi_server.similarity.choice import Choice, choose_measure
 from kiridashi_server.similarity.conformal import Coverage, VerdictSettings, coverage
 

@@ -152,6 +152,17 @@ class Backbone:
         digest.update(self.layout.digest.encode())
         return digest.hexdigest()
 
+    @cached_property
+    def memory_format(self) -> torch.memory_format:
+        """Channels last, where the program takes it: on one thread its convolutions then need about 0.6 of the time."""
+        images = torch.zeros(2, *self.input_size).contiguous(memory_format=torch.channels_last)
+        try:
+            with torch.no_grad():
+                self.program(images)
+        except RuntimeError:  # some view in the program needs the other layout
+            return torch.contiguous_format
+        return torch.channels_last
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """Images [N, C, H, W] with values in [0, 1], normalised as the program wants them; same dtype."""
         mean = pixels.new_tensor(self.mean).reshape(-1, 1, 1)

@@ -19,7 +19,7 @@ _SCALE, _SHIFT, _BRIGHTNESS, _CONTRAST = 0.1, 0.12, 0.1, 0.2
 
 
 def to_input(backbone: Backbone, images: npt.NDArray[np.uint8]) -> Tensor:
-    """Normalised input for the backbone, float32 [N, 3, H, W].
+    """Normalised input for the backbone, float32 [N, 3, H, W], laid out as it computes fastest.
 
     Args:
         backbone: names the size and the normalisation.
@@ -35,11 +35,11 @@ def to_input(backbone: Backbone, images: npt.NDArray[np.uint8]) -> Tensor:
             next_step="load the task or the backbone at the other's image size",
         )
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
-    return backbone.normalise(pixels)
+    return backbone.normalise(pixels).contiguous(memory_format=backbone.memory_format)
 
 
 def augment(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Slightly turned, scaled, shifted and re-lit copies of a normalised batch; same shape.
+    """Slightly turned, scaled, shifted and re-lit copies of a normalised batch; same shape and layout.
 
     Turns to 8 degrees, scales to 10 %, shifts to 6 % of the side (borders repeat), contrast to 20 %, and brightness to
     a tenth of a standard deviation. No mirroring: left and right can be what a task is about.
@@ -58,7 +58,12 @@ def augment(batch: Tensor, generator: torch.Generator) -> Tensor:
     grid = functional.affine_grid(theta, list(batch.shape), align_corners=False)
     moved = functional.grid_sample(batch, grid, padding_mode="border", align_corners=False)
     contrast, brightness = 1 + uniform(_CONTRAST), uniform(_BRIGHTNESS)
-    return moved * contrast.reshape(-1, 1, 1, 1) + brightness.reshape(-1, 1, 1, 1)
+    lit = moved * contrast.reshape(-1, 1, 1, 1) + brightness.reshape(-1, 1, 1, 1)
+    return lit.contiguous(memory_format=torch.channels_last) if _is_channels_last(batch) else lit
+
+
+def _is_channels_last(batch: Tensor) -> bool:
+    return batch.is_contiguous(memory_format=torch.channels_last) and not batch.is_contiguous()
 
 
 def shuffled_batches(inputs: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:

@@ -71,7 +71,8 @@ def test_seeds_are_averaged_and_what_is_not_whole_is_left_out():
 
 def test_sizes_are_compared_apart():
     rows = [row(m, t, v, limit=k) for m, t, v, k in [
-        ("product", "x", 0.8, "30"), ("product", "y", 0.7, "30"), ("product", "x", 0.5, "15"), ("product", "y", 0.4, "15"),
+        ("product", "x", 0.8, "30"), ("product", "y", 0.7, "30"),
+        ("product", "x", 0.5, "15"), ("product", "y", 0.4, "15"),
         ("l1", "x", 0.6, "30"), ("l1", "y", 0.5, "30"), ("l1", "x", 0.6, "15"), ("l1", "y", 0.5, "15"),
     ]]  # fmt: skip
     figures = Comparison(("product", 50), ("l1",), 50).gains(tabulate(rows))
