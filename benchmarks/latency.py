@@ -71,7 +71,7 @@ def _sizes(options: Options) -> dict[str, Any]:
     return {"fitted": 12, "held_out": 6, "seconds": 45.0} if options.quick else _FULL
 
 
-_FULL: dict[str, Any] = {"fitted": 24, "held_out": 16, "seconds": 90.0}
+_FULL: dict[str, Any] = {"fitted": 32, "held_out": 16, "seconds": 120.0}
 
 
 def _prediction_figures(cases: Sequence[tuple[Case, Predicted]]) -> dict[str, Figure]:

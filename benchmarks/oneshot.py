@@ -6,8 +6,8 @@ drawing style that no server saw. Limits are shares of the parameters, and the l
 profile expects of a cut at 30 %. Two tables: *masks*, where all cut the same backbone and get the same repair, and the
 *whole product* beside whole alternatives. Then the same product with smaller banks.
 
-Finished cells, banks and stocks are kept under ``benchmark-results/oneshot`` for this code, data and machine, and are
-used again; how many were is printed.
+``--quick`` starts from a shipped bank and makes a smaller stock. Finished cells, banks and stocks are kept under
+``benchmark-results/oneshot`` for this code, data and machine, and are used again; how many were is printed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from kiridashi_server.backbone import Backbone
 from kiridashi_server.stock.pieces import StockSettings
 
 from benchmarks.cells import Cells
+from benchmarks.oneshot_bank import shipped_bank
 from benchmarks.oneshot_chain import Chain, chain_folder
 from benchmarks.oneshot_figures import Comparison, Key, Table, gain, over_seeds, tabulate
 from benchmarks.oneshot_limits import DeviceLimit, Limit, ShareLimit
@@ -48,7 +49,8 @@ PER_CLASS = 6
 MASKS = tuple(method for method in METHODS if method not in (*STOCKS, *ITERATIVE, "composed"))
 WHOLE = tuple(method for method in (*METHODS, *RIVALS) if method not in ("product", "composed"))
 STOCK = StockSettings()
-QUICK_STOCK = StockSettings(shares=(1.0, 0.35), iterations=30)
+QUICK_STOCK = StockSettings(shares=(1.0, 0.35), iterations=60)
+QUICK_METHODS = ("product", "uniform_bank", "taylor", "l1", "task_specific")
 AT_ONCE = ("product", "nested_l1")
 """What is tried without iterations: the others start from weights that no past task has touched."""
 GROWTH_LIMIT = "30"
@@ -58,9 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the cells, print the tables and the figures, write the report."""
     chosen = _parser().parse_args(arguments)
     if chosen.quick:
-        chosen.bank, chosen.tasks, chosen.seeds, chosen.limits, chosen.iterations = 6, 4, 1, ("30",), (20,)
-        chosen.methods = ("product", "composed", "uniform_bank", "taylor", "l1", "task_specific")
-        chosen.growth = ()
+        chosen.bank, chosen.tasks, chosen.seed, chosen.seeds, chosen.growth = 32, 8, 0, 1, ()
+        chosen.limits, chosen.iterations, chosen.methods = ("30",), (0, 20), QUICK_METHODS
     torch.set_num_threads(1)
     report = Report("oneshot", Options(chosen.json, chosen.quick, chosen.seed))
     run = _Run(chosen)
@@ -173,7 +174,8 @@ class _Run:
 
     def _chain(self, past: Sequence[str], seed: int) -> Chain:
         folder = chain_folder(FOLDER, self._cells.digest, past, seed)
-        return Chain(self.backbone, tuple(past), self._settings, seed, folder)
+        fill = shipped_bank if self._chosen.quick else None
+        return Chain(self.backbone, tuple(past), self._settings, seed, folder, fill)
 
     def _limit(self, name: str, chain: Chain) -> Limit:
         resource = RESOURCES.get(name)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,7 @@ class Chain:
         settings: of both stocks.
         seed: of rendering, learning and making.
         folder: of this code, machine, bank and seed alone.
+        fill: puts records that were learnt before into a new bank; by default all are learnt here.
     """
 
     backbone: Backbone
@@ -46,11 +47,15 @@ class Chain:
     settings: StockSettings
     seed: int
     folder: Path
+    fill: Callable[[Path], None] | None = None
 
     @cached_property
     def records(self) -> list[Record]:
         """One record for each past task."""
-        with Bank.open(self.folder.parent / f"bank-{self.seed}") as bank:
+        place = self.folder.parent / f"bank-{self.seed}"
+        if self.fill and not place.exists():
+            self.fill(place)
+        with Bank.open(place) as bank:
             known = {record.task: record for record in bank.list(backbone_fingerprint=self.backbone.fingerprint)}
             for name in self.names:
                 if name not in known:
@@ -85,7 +90,7 @@ class Chain:
     @property
     def seconds(self) -> dict[str, float]:
         """Of learning the bank, and of making each stock that there is."""
-        found = {"bank": sum(record.provenance.seconds for record in self.records)}
+        found = {} if self.fill else {"bank": sum(record.provenance.seconds for record in self.records)}
         kinds = [kind for kind in ("stock", "nested-l1") if (self.folder / kind / MANIFEST).is_file()]
         return {**found, **{kind: read_manifest(self.folder / kind).making.seconds for kind in kinds}}
 

@@ -50,7 +50,7 @@ class ProbeSettings:
     """
 
     runtime: RuntimeName = "onnxruntime"
-    cuts: int = 24
+    cuts: int = 32
     cliffs: tuple[int, ...] = (2, 4, 8)
     seed: int = 0
 

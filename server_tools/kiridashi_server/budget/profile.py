@@ -89,7 +89,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         tail: 95th percentile of wall time over undisturbed time, the median of the points' ratios.
         noise: the median over points of :attr:`ProfilePoint.noise`.
         error: for every limit, the 90th percentile of the relative error of points left out of the fit; for latency
-            that of undisturbed time.
+            that of the 95th percentile, so that what the points' tails differ by is part of it.
     """
 
     device_class: str
@@ -201,7 +201,7 @@ def fit_profile(probes: ProbeSet, report: ProbeReport, quantities: Quantities) -
         raise InputError(
             f"a profile cannot be fitted to {len(cuts)} cuts",
             why=f"it takes {_LEAST_POINTS} of different sizes",
-            next_step="make a larger probe set: kiridashi profile make --cuts 24",
+            next_step="make a larger probe set: kiridashi profile make --cuts 32",
         )
     ones = {FIXED: np.ones(len(cuts))}
     parameters = np.array([quantities.costs.parameters(point.widths) for point in cuts], dtype=np.float64)
@@ -223,6 +223,7 @@ def fit_profile(probes: ProbeSet, report: ProbeReport, quantities: Quantities) -
         if point.multiple
     }
     tails = np.array([point.latency_p95_ms / point.quiet_ms for point in cuts])
+    tail = float(np.median(tails))
     return Profile(
         device_class=report.device_class,
         hardware=report.hardware,
@@ -240,9 +241,9 @@ def fit_profile(probes: ProbeSet, report: ProbeReport, quantities: Quantities) -
         memory=memory.prices,
         file=file.prices,
         latency=latency.prices,
-        tail=float(np.median(tails)),
+        tail=tail,
         noise=float(np.median([point.noise for point in cuts])),
-        error={"memory": memory.error, "file": file.error, "latency": latency.error},
+        error={"memory": memory.error, "file": file.error, "latency": latency.error_with(tail / tails)},
     )
 
 
@@ -301,8 +302,12 @@ class _Fit(msgspec.Struct, frozen=True):
     @property
     def error(self) -> float:
         """The 90th percentile of the absolute relative errors of the points that have the full weight."""
-        counted = self.errors[self.weights == self.weights.max()]
-        return float(np.percentile(np.abs(counted), _PERCENTILE))
+        return self.error_with(np.ones(len(self.errors)))
+
+    def error_with(self, factors: FloatArray) -> float:
+        """The same where the forecast of each point is off by a factor of its own as well, float64 [n]."""
+        errors = (1 + self.errors) * factors - 1
+        return float(np.percentile(np.abs(errors[self.weights == self.weights.max()]), _PERCENTILE))
 
 
 def _solve(design: FloatArray, target: FloatArray, weight: FloatArray) -> FloatArray:

@@ -30,7 +30,7 @@ def _add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
 def _configure_make(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the probe set")
     parser.add_argument("--runtime", choices=sorted(RUNTIMES), default="onnxruntime", help="what is to run the cuts")
-    parser.add_argument("--cuts", type=int, default=24, metavar="N", help="how many cuts (default 24)")
+    parser.add_argument("--cuts", type=int, default=32, metavar="N", help="how many cuts (default 32)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random widths")
     _add_backbone_arguments(parser)
 

@@ -14,6 +14,7 @@ A rule returns None for a call it does not understand; then everything the call 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -111,7 +112,7 @@ class Work:
     """``node`` does one multiply-accumulate for every index of ``rest``, ``inner`` and ``outer``.
 
     ``inner`` is what it sums over, a kernel's own size aside; ``outer`` the channels of its result; ``rest`` is
-    everything else: batch, positions, heads, kernel.
+    everything else: batch, positions, heads, kernel. ``taps`` is the kernel's size, 1 for what has none.
     """
 
     node: str
@@ -119,6 +120,7 @@ class Work:
     inner: Dim
     outer: Dim
     rest: Dims
+    taps: int = 1
 
 
 @dataclass(slots=True)
@@ -220,9 +222,12 @@ class Call:
             elif item != -1:
                 self._notes.slots.append(Slot(self.node.name, argument, position, dim))
 
-    def works(self, kind: WorkKind, rest: Iterable[Dim], inner: Dim = ONE, outer: Dim = ONE) -> None:
-        """State what the operator multiplies, as in :class:`Work`."""
-        self._notes.works.append(Work(self.node.name, kind, inner, outer, list(rest)))
+    def works(
+        self, kind: WorkKind, rest: Iterable[Dim], inner: Dim = ONE, outer: Dim = ONE, *, kernel: Sequence[Dim] = ()
+    ) -> None:
+        """State what the operator multiplies, as in :class:`Work`; ``kernel`` is in addition to ``rest``."""
+        taps = math.prod(size_of(dim) for dim in kernel)
+        self._notes.works.append(Work(self.node.name, kind, inner, outer, [*rest, *kernel], taps))
 
     def produces(self, argument: str, kind: str, axis: int = 0) -> None:
         """State that the weight ``argument`` makes new channels of this kind on axis ``axis``.

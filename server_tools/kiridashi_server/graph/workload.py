@@ -27,6 +27,7 @@ _Sum: TypeAlias = dict[tuple[Factor, ...], float]
 
 RAGGED = ("dense-ragged", "depthwise-ragged", "ragged-out")
 """Kinds of work that there are only where widths do not fill their blocks."""
+_SMALL_WINDOW = 9
 _SLOW = frozenset({"gelu", "silu", "sigmoid", "tanh", "softmax", "_softmax", "exp", "hardswish", "hardsigmoid", "elu"})
 
 
@@ -39,7 +40,9 @@ class Workload:
         sizes: unit counts of the dense program.
         kinds: the polynomial of each kind. Multiply-accumulates: ``dense``, ``depthwise``, ``product``; ``dense`` once
             more with the channels made rounded up to whole pairs of blocks, ``dense-paired``, for kernels that hold
-            two; and where the channels read do not fill their blocks, ``dense-ragged`` and ``depthwise-ragged``.
+            two; ``depthwise`` once more where a window has more than 9 taps, ``depthwise-large``: runtimes have code of
+            its own for 3 x 3; and where the channels read do not fill their blocks, ``dense-ragged`` and
+            ``depthwise-ragged``.
             Elements: ``weights``, results ``dense-out`` (once more ``ragged-out``), ``depthwise-out``, ``slow``
             (of operators with transcendental functions) and ``other``, and ``dense-in`` that is read.
     """
@@ -88,6 +91,8 @@ class _Counter:
             self._add("product", [*work.rest, work.inner, work.outer])
         elif work.kind == "depthwise":
             self._add("depthwise", [*work.rest, work.outer])
+            if work.taps > _SMALL_WINDOW:
+                self._add("depthwise-large", [*work.rest, work.outer])
             self._add("depthwise-ragged", work.rest, (work.outer, "ragged"))
             self._add("depthwise-out", dims)
         else:

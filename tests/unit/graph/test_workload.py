@@ -146,6 +146,17 @@ def test_linear_layers_and_attention_are_counted_with_heads_as_channels(widths: 
     assert found["slow"] == 5 * module.hidden.weight.shape[0]
 
 
+@pytest.mark.parametrize(("window", "large"), [(3, False), (5, True)])
+def test_depthwise_windows_of_more_than_nine_taps_count_once_more(window: int, large: bool) -> None:
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 1), torch.nn.Conv2d(16, 16, window, padding=window // 2, groups=16)
+    )
+    _, quantities = prepared(module, torch.zeros(1, 3, 6, 6))
+    found = quantities.workload(BLOCK).at({})
+    assert found["depthwise"] == 36 * window**2 * 16
+    assert found.get("depthwise-large", 0) == (found["depthwise"] if large else 0)
+
+
 def test_groups_that_are_left_out_are_whole() -> None:
     workload = CNN_QUANTITIES.workload(BLOCK)
     assert workload.at({}) == workload.at(dict(CNN_QUANTITIES.layout.sizes))

@@ -34,7 +34,7 @@ def convolution(call: Call) -> Result | None:
         unify(bias[0], weight[0])
     result = [source[0], weight[0], *(fresh(size, "position") for size in call.shape[2:])]
     kind: WorkKind = "depthwise" if groups > 1 and size_of(weight[1]) == 1 else "dense"
-    call.works(kind, [result[0], *result[2:], *weight[2:]], weight[1], weight[0])
+    call.works(kind, [result[0], *result[2:]], weight[1], weight[0], kernel=weight[2:])
     return result
 
 
@@ -59,7 +59,7 @@ def transposed_convolution(call: Call) -> Result | None:
         call.resizes("groups", group)
     if bias is not None:
         unify(bias[0], outputs)
-    call.works("dense", [source[0], *source[2:], *weight[2:]], source[1], weight[1])
+    call.works("dense", [source[0], *source[2:]], source[1], weight[1], kernel=weight[2:])
     return [source[0], outputs, *(fresh(size, "position") for size in call.shape[2:])]
 
 
