@@ -148,8 +148,11 @@ def test_linear_layers_and_attention_are_counted_with_heads_as_channels(widths: 
 
 @pytest.mark.parametrize(("window", "large"), [(3, False), (5, True)])
 def test_depthwise_windows_of_more_than_nine_taps_count_once_more(window: int, large: bool) -> None:
-    module = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 16, 1), torch.nn.Conv2d(16, 16, window, padding=window // 2, groups=16)
+    module = nn.Sequential(
+        nn.Conv2d(3, 16, 1),
+        nn.Conv2d(16, 16, window, padding=window // 2, groups=16),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
     )
     _, quantities = prepared(module, torch.zeros(1, 3, 6, 6))
     found = quantities.workload(BLOCK).at({})
