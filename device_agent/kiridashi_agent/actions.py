@@ -20,17 +20,16 @@ from kiridashi.manifest import Manifest, decode_manifest
 from kiridashi.messages import ErrorReport
 from kiridashi.runtime import installed_runtimes
 from kiridashi.slots import TUNED_NAME, Active, LineSlots, Slot
-from kiridashi.spool import SpoolFolder
 
 from kiridashi_agent.choice import Measured, can_be_tuned, candidates, fastest_within, nearest, needed_files
 from kiridashi_agent.download import check_room, chunk_places, download
-from kiridashi_agent.jobs import TuneRequest
 from kiridashi_agent.journal import LineRecord
 from kiridashi_agent.lifecycle import Action, Event
 from kiridashi_agent.metadata import TrustStore
 from kiridashi_agent.process import JobCancelledError, Limits
 from kiridashi_agent.transport import NotFoundError, RefusedError, Transport
 from kiridashi_agent.trial import Jobs, Trial
+from kiridashi_agent.tune_terms import obstacle, tune_limits, tune_request
 
 _LOG = logging.getLogger(__name__)
 INCOMING_NAME = "incoming.json"
@@ -118,7 +117,9 @@ class Actions:
         slots, slot = LineSlots(self._state, line), _slot(record)
         manifest = decode_manifest((slots.root / INCOMING_NAME).read_bytes(), str(slots.root / INCOMING_NAME))
         runnable = candidates(manifest, self._runtimes(), self._line(line).runtime)
-        files = needed_files(manifest, runnable, tune=self._will_tune(line, manifest))
+        # Samples may come later, and the line be tuned then without the server.
+        can_tune = not obstacle(self._config, line, manifest, self._runtimes(), given=True)
+        files = needed_files(manifest, runnable, tune=can_tune)
         keep_free = self._config.limits.free_disk_mib * MIB
         folder = _prepared(slots, slot, manifest, sum(file.bytes for file in files), keep_free)
         active = slots.active()
@@ -137,18 +138,19 @@ class Actions:
     def _measure(self, line: str, record: LineRecord) -> Result:
         trial, manifest = self._trial(line, record)
         passed = [manifest.artifact(name) for name in record.candidates]
-        will_tune = self._will_tune(line, manifest)
-        tunable = [artifact for artifact in passed if will_tune and can_be_tuned(manifest, artifact)]
+        why_not = obstacle(self._config, line, manifest, self._runtimes())
+        tunable = [artifact for artifact in passed if not why_not and can_be_tuned(manifest, artifact)]
         measured, failures = trial.measure(tunable)
         best = fastest_within(measured)
         if best is not None:
             return "chosen-for-tuning", _choose(record, best)
         if tunable:
-            _LOG.warning("line=%s no file that can be tuned is inside the budget; trying the others", line)
+            why_not = "no float32 file is inside the budget"
+            _LOG.warning("line=%s %s; trying the others", line, why_not)
         others, more_failures = trial.measure([artifact for artifact in passed if artifact not in tunable])
         best = fastest_within(others)
         if best is not None:
-            return "chosen", _choose(record, best)
+            return "chosen", self._untuned(line, _choose(record, best), why_not)
         closest = nearest([*measured, *others])
         if closest is None:
             raise (failures + more_failures)[0]
@@ -161,27 +163,25 @@ class Actions:
         return "refused", with_error(_replace(record, state=state), error)
 
     def _tune(self, line: str, record: LineRecord) -> Result:
-        section = self._line(line)
-        request = TuneRequest(
-            state_dir=str(self._state),
-            line=line,
-            slot=_slot(record),
-            artifact=record.chosen,
-            samples=str(section.samples or ""),
-            device=self._config.device.id,
-            threads=section.threads,
-            max_recall_drop=section.max_recall_drop,
-        )
+        self._line(line)
+        request = tune_request(self._config, line, _slot(record), record.chosen)
         try:
-            outcome = self._jobs.tune(request, self._limits)
+            outcome = self._jobs.tune(request, tune_limits(self._config, request, self._limits.cancel))
         except JobCancelledError:
             raise
         except KiridashiError as error:
             # The shipped model was measured and is sound: it goes on untuned, and the report says why.
             _LOG.error("line=%s tuning failed, the untuned model goes on: %s", line, error)
-            return "tuned", with_error(record, error)
-        kept = outcome.report.kept and outcome.artifact == record.chosen
-        state = _replace(record.state, tune=outcome.report)
+            state = _replace(record.state, tuning=f"{record.chosen} goes on untuned: {error}")
+            return "tuned", with_error(_replace(record, state=state), error)
+        report = outcome.report
+        kept = report.kept and outcome.artifact == record.chosen
+        again = f", {report.sources['kept']} of them kept from earlier" if "kept" in report.sources else ""
+        samples = f"{report.samples} samples{again}"
+        tuning = f"tuned on {samples}" if kept else f"{record.chosen} goes on untuned: {report.reason}"
+        if kept and report.stale:
+            tuning += f"; without the tuned weights, and not used: {', '.join(report.stale)}"
+        state = _replace(record.state, tune=report, tuning=tuning)
         return "tuned", _replace(record, state=state, tuned_digest=outcome.model_digest if kept else "")
 
     def _validate(self, line: str, record: LineRecord) -> Result:
@@ -208,12 +208,14 @@ class Actions:
             raise StateError(f"line '{line}' is no longer in the configuration", next_step=f"add [lines.{line}]")
         return section
 
-    def _will_tune(self, line: str, manifest: Manifest) -> bool:
-        section = self._line(line)
-        has_files = section.samples is not None and any(section.samples.glob("*.npz"))
-        has_samples = has_files or SpoolFolder(self._state, line).answers_path.is_file()
-        can_train = manifest.train is not None and "onnxruntime" in self._runtimes()
-        return section.tune and has_samples and can_train
+    def _untuned(self, line: str, record: LineRecord, why: str) -> LineRecord:
+        """Say so if weights that were tuned here are given up with this target."""
+        active = LineSlots(self._state, line).active()
+        if active is None or not active.tuned:
+            return record
+        tuning = f"the weights that were tuned on this device are not carried over, {record.chosen} is untuned: {why}"
+        _LOG.warning("line=%s %s", line, tuning)
+        return _replace(record, state=_replace(record.state, tuning=tuning))
 
     def _bundle(self, line: str, record: LineRecord) -> tuple[Path, Manifest]:
         folder = LineSlots(self._state, line).folder(_slot(record))

@@ -55,11 +55,7 @@ def needed_files(manifest: Manifest, runnable: Sequence[Artifact], *, tune: bool
     names = {artifact.name for artifact in runnable}
     # The closed-form head is fitted on the features that the onnx-fp32 file gives, whatever is deployed.
     kinds = {"probe", "train-step", "train-state", "onnx-fp32"} if tune else {"probe"}
-    return tuple(
-        artifact
-        for artifact in manifest.artifacts
-        if artifact.name in names or artifact.kind in kinds or (tune and can_be_tuned(manifest, artifact))
-    )
+    return tuple(artifact for artifact in manifest.artifacts if artifact.name in names or artifact.kind in kinds)
 
 
 def fastest_within(measured: Sequence[Measured]) -> Measured | None:

@@ -16,7 +16,7 @@ from kiridashi import errors
 from kiridashi.budget import Measurement
 from kiridashi.errors import ExitCode, KiridashiError
 from kiridashi.messages import TuneReport
-from kiridashi.slots import Slot
+from kiridashi.slots import Place
 
 from kiridashi_agent.cage import MemoryLimit
 from kiridashi_agent.child import Call, Fault, Reply
@@ -95,17 +95,19 @@ class Interleaved(msgspec.Struct, frozen=True):
 
 
 class TuneRequest(msgspec.Struct, frozen=True):
-    """Tune the bundle in a slot on local samples: the folder ``samples`` (empty: none) and the line's named frames.
+    """Tune the bundle in a slot on local samples: the folder ``samples`` (empty: none), the files and folders ``given``
+    for this once, the line's named frames, and what is kept from earlier tunings.
 
-    ``state_dir``, ``line`` and ``slot`` name the slot; ``artifact`` is the file that would be deployed untuned. The
-    bundle's ``onnx-fp32`` file, train step and train state are needed beside it. ``iterations`` overrides the
-    manifest's; ``max_seconds`` bounds the iterations; ``max_recall_drop`` is the share of its recall that no class may
-    lose, beyond what the size of the hold-out leaves open (:mod:`kiridashi_agent.gate`).
+    ``state_dir``, ``line`` and ``slot`` name the slot; ``artifact`` is the file that would be deployed untuned, and
+    ``serving`` the folder of the tuned one that serves now, if one does: that has to be beaten then. The bundle's
+    ``onnx-fp32`` file, train step and train state are needed beside it. ``iterations`` overrides the manifest's;
+    ``max_seconds`` and ``max_celsius`` bound the iterations; ``max_recall_drop`` is the share of its recall that no
+    class may lose, beyond what the size of the hold-out leaves open (:mod:`kiridashi_agent.gate`).
     """
 
     state_dir: str
     line: str
-    slot: Slot
+    slot: Place
     artifact: str
     samples: str
     device: str
@@ -114,6 +116,9 @@ class TuneRequest(msgspec.Struct, frozen=True):
     iterations: int | None = None
     max_seconds: float = 300.0
     max_recall_drop: float = 0.1
+    given: tuple[str, ...] = ()
+    serving: str = ""
+    max_celsius: float = 75.0
 
 
 class TuneOutcome(msgspec.Struct, frozen=True):
@@ -128,7 +133,27 @@ class TuneOutcome(msgspec.Struct, frozen=True):
     model_digest: str
 
 
-Result = TypeVar("Result", ProbeReport, Measurement, Interleaved, TuneOutcome)
+class ClassSurvey(msgspec.Struct, frozen=True):
+    """A class's samples to learn from and held out.
+
+    ``refused_from`` is how many of its hold-out samples have to be lost for the gate to refuse a tuned model; ``None``
+    if they are too few for that.
+    """
+
+    learn: int
+    holdout: int
+    refused_from: int | None
+
+
+class Survey(msgspec.Struct, frozen=True):
+    """What a tuning would use. ``shortage`` says why it could not be judged, empty if it could."""
+
+    classes: dict[str, ClassSurvey]
+    sources: dict[str, int]
+    shortage: str
+
+
+Result = TypeVar("Result", ProbeReport, Measurement, Interleaved, TuneOutcome, Survey)
 
 
 def probe(request: ProbeRequest, limits: Limits = PROBE_LIMITS) -> ProbeReport:
@@ -195,6 +220,17 @@ def tune(request: TuneRequest, limits: Limits = TUNE_LIMITS) -> TuneOutcome:
     except JobError as error:
         error.exit_code = ExitCode.TUNE
         raise
+
+
+def survey(request: TuneRequest, limits: Limits = TUNE_LIMITS) -> Survey:
+    """Look at the samples of a tuning of the bundle in ``request.slot``; changes nothing.
+
+    Raises:
+        InputError, StateError: the samples cannot be read.
+        BundleError: the slot has no bundle.
+        JobError: the child crashed, hung or reached its memory limit.
+    """
+    return _run("survey", request, Survey, limits, f"reading the samples of line {request.line}")
 
 
 def _run(

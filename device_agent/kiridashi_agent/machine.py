@@ -74,13 +74,22 @@ def conditions(root: Path = _ROOT, processors: int | None = None) -> tuple[str, 
     throttled = _read(root / _THROTTLED)
     if throttled and int(throttled, 16):
         notes.append(f"throttled {throttled}")
-    hottest = max((_celsius(path) for path in root.glob("sys/class/thermal/thermal_zone*/temp")), default=0.0)
-    if hottest >= HOT_CELSIUS:
+    hottest = hottest_celsius(root)
+    if hottest is not None and hottest >= HOT_CELSIUS:
         notes.append(f"hot {hottest:.0f} C")
     load = float((_read(root / "proc/loadavg") or "0").split()[0])
     if load > 0.5 * (processors or os.cpu_count() or 1):
         notes.append(f"load {load:.1f}")
     return tuple(notes)
+
+
+def hottest_celsius(root: Path = _ROOT) -> float | None:
+    """The highest temperature that the kernel's thermal zones give, °C; ``None`` if there is none that can be read.
+
+    Source: the kernel's sysfs interface of thermal zones, ``temp`` in thousandths of a degree.
+    """
+    texts = (_read(path) for path in root.glob("sys/class/thermal/thermal_zone*/temp"))
+    return max((int(text) / 1000 for text in texts if text.lstrip("-").isdigit()), default=None)
 
 
 def peak_rss_bytes() -> int:
@@ -110,11 +119,6 @@ def _nominal_mib(total_mib: int) -> int:
     while size < total_mib:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size
-
-
-def _celsius(path: Path) -> float:
-    text = _read(path)
-    return int(text) / 1000 if text.lstrip("-").isdigit() else 0.0
 
 
 def _read(path: Path) -> str:

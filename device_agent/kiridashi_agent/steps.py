@@ -23,19 +23,25 @@ from kiridashi.runtime.protocol import FloatArray
 from kiridashi.samples import Samples
 from numpy.typing import NDArray
 
+from kiridashi_agent.thermostat import Thermostat
+
 GAIN = 0.1
 OFFSET = 12.0
 
 
 @dataclass(frozen=True)
 class StepsResult:
-    """``values`` after the last iteration (with ``diverged`` unusable); the first and the last finite batch loss."""
+    """``values`` after the last iteration (with ``diverged`` unusable); the first and the last finite batch loss.
+
+    ``bound`` is what ended it early: "time", "temperature", or nothing.
+    """
 
     values: dict[str, FloatArray]
     iterations: int
     loss_first: float
     loss_last: float
     diverged: bool
+    bound: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class StepsPlan:
     """What to run: the graph, how often and how long, and the parameters that may change.
 
     A parameter outside ``trained`` is put back to its start in every iteration, because the deployed file has no
-    place to write it to.
+    place to write it to. ``thermostat`` holds the iterations back while the board is hot.
     """
 
     graph: Path
@@ -54,6 +60,7 @@ class StepsPlan:
     max_seconds: float
     threads: int
     trained: Collection[str]
+    thermostat: Thermostat | None = None
 
 
 def run_steps(
@@ -81,6 +88,7 @@ def run_steps(
     state = first | {f"momentum.{name}": value(np.zeros_like(start[name])) for name in plan.spec.parameters}
     frozen = {name: held for name, held in first.items() if name not in plan.trained}
     losses: list[float] = []
+    bound = ""
     deadline = time.monotonic() + plan.max_seconds
     for chosen in balanced_batches(samples.labels, plan.spec.batch, plan.iterations, rng):
         x = to_input(relit(samples.images[chosen], rng), plan.preprocessing, "NCHW")
@@ -93,12 +101,20 @@ def run_steps(
             raise BundleError(f"the train step {plan.graph.name} failed", why=str(error)) from error
         state = dict(zip(names, new, strict=True)) | frozen
         losses.append(float(loss.numpy()))
-        if not math.isfinite(losses[-1]) or time.monotonic() > deadline:
+        bound = _bound(plan, deadline) if len(losses) < plan.iterations else ""
+        if bound or not math.isfinite(losses[-1]):
             break
     values = {name: np.array(state[name].numpy(), np.float32) for name in plan.spec.parameters}
     seen = [loss for loss in losses if math.isfinite(loss)] or [0.0]
     diverged = not (math.isfinite(losses[-1]) and all(np.isfinite(array).all() for array in values.values()))
-    return StepsResult(values, len(losses), seen[0], seen[-1], diverged)
+    return StepsResult(values, len(losses), seen[0], seen[-1], diverged, bound)
+
+
+def _bound(plan: StepsPlan, deadline: float) -> str:
+    """What forbids another iteration, if anything does; waits while the board is hot."""
+    if plan.thermostat is not None and not plan.thermostat.may_go_on(deadline):
+        return "temperature"
+    return "time" if time.monotonic() > deadline else ""
 
 
 def balanced_batches(

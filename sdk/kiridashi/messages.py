@@ -158,7 +158,17 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class TuneReport(msgspec.Struct, frozen=True):
-    """What local tuning did. Accuracies are on the device's own hold-out, as shares of 1."""
+    """What local tuning did. Accuracies are on the device's own hold-out, as shares of 1.
+
+    ``accuracy_before`` is that of the shipped file, or of the tuned one where that was serving.
+
+    Attributes:
+        bound: what ended the iterations early: "time", "temperature", or nothing.
+        paused_s: seconds for which the board was too hot to go on.
+        celsius: the highest temperature seen; ``None`` where the board has no sensor.
+        sources: samples by where they came from: "files", "given", "named", "kept".
+        stale: files of the bundle that do not have the tuned weights; they are not used while those serve.
+    """
 
     iterations: int
     seconds: float
@@ -173,10 +183,20 @@ class TuneReport(msgspec.Struct, frozen=True):
     kept: bool
     reason: str
     worst_recall_drop: float = 0.0
+    bound: str = ""
+    paused_s: float = 0.0
+    celsius: float | None = None
+    sources: dict[str, int] = {}
+    stale: tuple[str, ...] = ()
 
 
 class LineState(msgspec.Struct, frozen=True):
-    """What is true of one line on the device."""
+    """What is true of one line on the device.
+
+    ``tune`` is the last tuning, that of the target or a later one of the model that serves. ``tuning`` says in words
+    what it came to, or why weights that were tuned here are given up with this target; empty if there is nothing to
+    say.
+    """
 
     phase: Phase
     target: str = ""
@@ -190,6 +210,7 @@ class LineState(msgspec.Struct, frozen=True):
     tune: TuneReport | None = None
     delivery: Delivery | None = None
     error: ErrorReport | None = None
+    tuning: str = ""
 
 
 class ProbesState(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ import argparse
 import kiridashi
 import msgspec
 from kiridashi.command import Command, Outcome
+from kiridashi.kept import KeptSamples
 from kiridashi.messages import LineState
 from kiridashi.slots import Active, LineSlots
 from kiridashi.spool import SpoolFolder
@@ -27,16 +28,23 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     for line, state in sorted(states.items()):
         active = LineSlots(config.device.state_dir, line).active()
         spool = named_frames(SpoolFolder(config.device.state_dir, line))
+        kept = KeptSamples(config.device.state_dir, line).index().counts()
         data[line] = {
             "state": msgspec.to_builtins(state),
             "active": msgspec.to_builtins(active),
             "spool": msgspec.to_builtins(spool),
+            "kept": kept,
+            "tuning": msgspec.to_builtins(journal.tuning(line)),
         }
         rows.append(f"{line}: {state.phase}, target {state.target or 'none'}, serves {_serving(active)}")
         if state.error is not None:
             rows.append(f"  {state.error.kind} while {state.error.phase}: {state.error.message}")
+        if state.tuning:
+            rows.append(f"  tuning: {state.tuning}")
         if spool != NamedFrames():
             rows.append(f"  frames: {spool}")
+        if kept:
+            rows.append(f"  kept for tuning: {', '.join(f'{label} {count}' for label, count in kept.items())}")
     profile = journal.profile()
     if profile is not None:
         measured = f", {profile.state.done} of {profile.state.total} steps" if profile.state.total else ""

@@ -78,7 +78,8 @@ def test_tuning_wins_is_sealed_and_serves(ready: Device, artifact: str, used: st
     seal = read_seal(tuned)
     verify_seal(seal, load_public_key(ready.state_dir))
     assert (seal.parent, seal.device, seal.digest) == (ready.manifest.digest, "dev-1", outcome.model_digest)
-    assert seal.artifacts == {used: sha256_file(tuned / used)}
+    assert seal.artifacts == {name: sha256_file(tuned / name) for name in ("model.onnx", "model.tflite")}
+    assert report.stale == ("model.int8.onnx",)
     assert seal.values == sha256_file(tuned / "tuned.npz")
 
     images, labels = device_tiles(20, 900)
