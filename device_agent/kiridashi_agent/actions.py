@@ -29,7 +29,7 @@ from kiridashi_agent.metadata import TrustStore
 from kiridashi_agent.process import JobCancelledError, Limits
 from kiridashi_agent.transport import NotFoundError, RefusedError, Transport
 from kiridashi_agent.trial import Jobs, Trial
-from kiridashi_agent.tune_terms import obstacle, tune_limits, tune_request
+from kiridashi_agent.tune_terms import in_words, obstacle, tune_limits, tune_request
 
 _LOG = logging.getLogger(__name__)
 INCOMING_NAME = "incoming.json"
@@ -150,7 +150,8 @@ class Actions:
         others, more_failures = trial.measure([artifact for artifact in passed if artifact not in tunable])
         best = fastest_within(others)
         if best is not None:
-            return "chosen", self._untuned(line, _choose(record, best), why_not)
+            chosen = _choose(record, best)
+            return "chosen", self._untuned(line, chosen, why_not) if tunable or self._serves_tuned(line) else chosen
         closest = nearest([*measured, *others])
         if closest is None:
             raise (failures + more_failures)[0]
@@ -172,17 +173,13 @@ class Actions:
         except KiridashiError as error:
             # The shipped model was measured and is sound: it goes on untuned, and the report says why.
             _LOG.error("line=%s tuning failed, the untuned model goes on: %s", line, error)
-            state = _replace(record.state, tuning=f"{record.chosen} goes on untuned: {error}")
-            return "tuned", with_error(_replace(record, state=state), error)
+            return "tuned", with_error(self._untuned(line, record, str(error)), error)
         report = outcome.report
-        kept = report.kept and outcome.artifact == record.chosen
-        again = f", {report.sources['kept']} of them kept from earlier" if "kept" in report.sources else ""
-        samples = f"{report.samples} samples{again}"
-        tuning = f"tuned on {samples}" if kept else f"{record.chosen} goes on untuned: {report.reason}"
-        if kept and report.stale:
-            tuning += f"; without the tuned weights, and not used: {', '.join(report.stale)}"
-        state = _replace(record.state, tune=report, tuning=tuning)
-        return "tuned", _replace(record, state=state, tuned_digest=outcome.model_digest if kept else "")
+        record = _replace(record, state=_replace(record.state, tune=report))
+        if not (report.kept and outcome.artifact == record.chosen):
+            return "tuned", self._untuned(line, record, report.reason)
+        state = _replace(record.state, tuning=in_words(report))
+        return "tuned", _replace(record, state=state, tuned_digest=outcome.model_digest)
 
     def _validate(self, line: str, record: LineRecord) -> Result:
         folder, manifest = self._bundle(line, record)
@@ -209,13 +206,15 @@ class Actions:
         return section
 
     def _untuned(self, line: str, record: LineRecord, why: str) -> LineRecord:
-        """Say so if weights that were tuned here are given up with this target."""
-        active = LineSlots(self._state, line).active()
-        if active is None or not active.tuned:
-            return record
-        tuning = f"the weights that were tuned on this device are not carried over, {record.chosen} is untuned: {why}"
+        """Say why the target goes on untuned, above all if weights that were tuned here are given up with it."""
+        lost = "the weights that were tuned on this device are not carried over; " if self._serves_tuned(line) else ""
+        tuning = f"{lost}{record.chosen} is untuned: {why}"
         _LOG.warning("line=%s %s", line, tuning)
         return _replace(record, state=_replace(record.state, tuning=tuning))
+
+    def _serves_tuned(self, line: str) -> bool:
+        active = LineSlots(self._state, line).active()
+        return active is not None and active.tuned
 
     def _bundle(self, line: str, record: LineRecord) -> tuple[Path, Manifest]:
         folder = LineSlots(self._state, line).folder(_slot(record))

@@ -34,7 +34,7 @@ from kiridashi_agent.machine import hottest_celsius
 from kiridashi_agent.metadata import TrustStore
 from kiridashi_agent.process import JobCancelledError, Limits
 from kiridashi_agent.trial import Jobs, Trial
-from kiridashi_agent.tune_terms import obstacle, tune_limits, tune_request
+from kiridashi_agent.tune_terms import in_words, obstacle, tune_limits, tune_request
 
 _LOG = logging.getLogger(__name__)
 _REMEMBERED_ANSWERS = 8
@@ -248,7 +248,7 @@ class LineTuner:
         """Clear the bench, tell the server what it came to, and end the record."""
         LineSlots(self._state, line).clear_bench()
         line_record = self._journal.line(line)
-        state = _replace(line_record.state, tuning=in_words(record))
+        state = _replace(line_record.state, tuning=told(record))
         if record.report is not None:
             state = _replace(state, tune=record.report)
         self._journal.write_line(line, _replace(line_record, state=state))
@@ -277,20 +277,13 @@ class LineTuner:
         self._close(line, _replace(record, phase="interrupted", error=_report(error)))
 
 
-def in_words(record: TuneRecord) -> str:
-    """What a tuning came to, in a sentence."""
+def told(record: TuneRecord) -> str:
+    """What became of a tuning, in a sentence."""
     if record.error is not None:
         return f"{record.error.message}; the model that served goes on"
     if record.phase == "interrupted":
         return "the last tuning was interrupted; the model that served goes on"
-    if record.report is None:
-        return "a tuning is under way"
-    stale = (
-        f"; without the tuned weights, and not used: {', '.join(record.report.stale)}" if record.report.stale else ""
-    )
-    outcome = "tuned again" if record.report.kept else "tuned again and not kept"
-    bound = f"; ended early by {record.report.bound}" if record.report.bound else ""
-    return f"{outcome}: {record.report.reason}{bound}{stale}"
+    return in_words(record.report) if record.report is not None else "a tuning is under way"
 
 
 def named_ids(state: Path, line: str) -> tuple[str, ...]:

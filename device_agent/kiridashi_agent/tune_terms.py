@@ -10,6 +10,7 @@ from kiridashi.budget import MIB
 from kiridashi.config import Config
 from kiridashi.kept import KeptSamples
 from kiridashi.manifest import Manifest
+from kiridashi.messages import TuneReport
 from kiridashi.slots import Place
 from kiridashi.spool import SpoolFolder
 
@@ -67,3 +68,15 @@ def obstacle(config: Config, line: str, manifest: Manifest, runtimes: Collection
     if not (given or has_files or any(path.is_file() for path in places)):
         return "there are no samples: none in the line's folder, none named, none kept"
     return ""
+
+
+def in_words(report: TuneReport) -> str:
+    """What a tuning came to, in a sentence."""
+    if not report.kept:
+        return f"the model that served goes on: {report.reason}"
+    sources = ", ".join(f"{source} {count}" for source, count in report.sources.items())
+    bound = f"; ended early by {report.bound}" if report.bound else ""
+    stale = f"; without the tuned weights, and not used: {', '.join(report.stale)}" if report.stale else ""
+    return (
+        f"tuned on {report.samples} samples and judged by {report.holdout} ({sources}): {report.reason}{bound}{stale}"
+    )

@@ -19,7 +19,7 @@ from kiridashi_agent.jobs import Survey
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.label.summary import named_frames
 from kiridashi_agent.metadata import TrustStore, read_pinned_root
-from kiridashi_agent.retune import LineTuner, TuneWish, in_words
+from kiridashi_agent.retune import LineTuner, TuneWish, told
 from kiridashi_agent.tune_terms import tune_request
 
 
@@ -68,9 +68,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     }
     serves = f"it serves {active.artifact} ({'tuned' if active.tuned else 'untuned'}) from slot {active.slot}"
     way_back = f"; to go back: kiridashi-agent undo --line {line} --to previous" if kept else ""
-    return Outcome(
-        data, f"line '{line}': {in_words(record)}\n{serves}{way_back}", ExitCode.OK if kept else ExitCode.TUNE
-    )
+    return Outcome(data, f"line '{line}': {told(record)}\n{serves}{way_back}", ExitCode.OK if kept else ExitCode.TUNE)
 
 
 def _would_use(line: str, survey: Survey, config: Config) -> Outcome:

@@ -118,7 +118,7 @@ class TestKept:
         state = ready.journal.line(LINE).state
         assert (state.phase, state.target, state.slot, state.tuned) == ("active", "lines/press-3/1.json", "b", True)
         assert state.model_digest == active.model_digest == record.digest
-        assert "tuned again" in state.tuning
+        assert state.tuning.startswith("tuned on 24 samples and judged by 8")
         assert state.tune.kept
         assert bench_is_clear(ready)
 
@@ -180,7 +180,7 @@ class TestNotKept:
         record = tuner(ready).tune(LINE, ready.given)
         assert (record.phase, record.report.reason) == ("done", "worse")
         assert (ready.slots.active(), ready.slots.previous()) == before
-        assert "not kept: worse" in ready.journal.line(LINE).state.tuning
+        assert "the model that served goes on: worse" in ready.journal.line(LINE).state.tuning
         assert bench_is_clear(ready)
 
     def test_the_way_back_is_given_up_only_for_a_model_that_is_kept(self, ready) -> None:
@@ -476,7 +476,7 @@ class TestANewBundle:
         ready.transport.want(2, press_3=V2)
         state = ready.settle()
         assert (state.version, state.tuned) == (2, False)
-        assert "not carried over, model.onnx is untuned: there are no samples" in state.tuning
+        assert "not carried over; model.onnx is untuned: there are no samples" in state.tuning
 
     def test_when_no_float_file_is_inside_the_budget_it_says_that(self, ready, fleet, tmp_path) -> None:
         tuner(ready).tune(LINE, ready.given)
