@@ -79,8 +79,8 @@ class Agent:
         """Work until the server's wish has been heard and every line rests; returns the last report.
 
         What is heard first is what the broker retained. If that changes nothing for any line, a server that is just
-        about to say something newer gets ``quiet_s`` to do so. A profile that was asked for is worked on for what is
-        left of the time, and goes on at the next start.
+        about to say something newer gets ``quiet_s`` to do so. A profile that was asked for, or a tuning that is due,
+        is worked on for what is left of the time, and goes on at the next start.
 
         Raises:
             NetworkError: the server's wish was not heard, or a line could not go on, within the time.
@@ -88,7 +88,7 @@ class Agent:
         before = self._journal.lines()
         deadline = time.monotonic() + timeout_s
         try:
-            while not self._stop.is_set() and not (self._is_settled() and not self._profiles.is_open()):
+            while not self._stop.is_set() and not (self._is_settled() and not self._has_idle_work()):
                 if time.monotonic() > deadline:
                     if self._is_settled():
                         break
@@ -115,6 +115,9 @@ class Agent:
             with self._journal.lock(line, wait=True):
                 self._work(line)
         self._publish()
+
+    def _has_idle_work(self) -> bool:
+        return self._profiles.is_open() or (self._tunings is not None and self._tunings.is_open())
 
     def _pause(self) -> None:
         """Interrupt what is done in idle hours only."""

@@ -127,8 +127,8 @@ class LineTuner:
         try:
             with self._journal.lock(line, wait=False):
                 self._settle(line)
-        except StateError as error:
-            _LOG.debug("line=%s %s", line, error)
+        except (KiridashiError, OSError) as error:
+            _LOG.warning("line=%s whether a tuning was interrupted is looked at later: %s", line, error)
 
     def _begun(self, line: str, wish: TuneWish) -> TuneRecord:
         active = LineSlots(self._state, line).served()

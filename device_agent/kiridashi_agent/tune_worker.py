@@ -50,6 +50,11 @@ class TuneWorker:
             self._thread = threading.Thread(target=self._body, args=(due,), name="kiridashi-tune", daemon=True)
             self._thread.start()
 
+    def is_open(self) -> bool:
+        """Whether a tuning is under way or due."""
+        busy = self._thread is not None and self._thread.is_alive()
+        return busy or any(self._is_due(line) for line in self._config.lines)
+
     def pause(self) -> None:
         """Interrupt a tuning and return once it has stopped; raises as :meth:`go_on`."""
         self._cancel.set()
@@ -64,12 +69,16 @@ class TuneWorker:
         section = self._config.lines[line]
         if not (section.tune and section.tune_after) or time.monotonic() < self._retry_at.get(line, 0.0):
             return False
-        if LineSlots(self._config.device.state_dir, line).active() is None:
-            return False
         record = self._journal.tuning(line)
         if record is not None and record.phase == "interrupted" and record.trigger == "named":
             return record.attempts < MAX_ATTEMPTS
-        new = newly_named(self._named(line), record.answers if record else ())
+        try:
+            if LineSlots(self._config.device.state_dir, line).active() is None:
+                return False
+            new = newly_named(self._named(line), record.answers if record else ())
+        except KiridashiError as error:
+            self._put_off(line, error)
+            return False
         return new >= section.tune_after
 
     def _named(self, line: str) -> tuple[str, ...]:
@@ -90,10 +99,13 @@ class TuneWorker:
         except JobCancelledError:
             _LOG.info("line=%s the tuning makes way, and is done later", line)
         except KiridashiError as error:
-            _LOG.warning("line=%s could not be tuned: %s", line, error)
-            self._retry_at[line] = time.monotonic() + RETRY_S
+            self._put_off(line, error)
         except BaseException as error:  # noqa: BLE001 - handed over to the agent's own thread
             self._failure = error
+
+    def _put_off(self, line: str, error: KiridashiError) -> None:
+        _LOG.warning("line=%s could not be tuned: %s", line, error)
+        self._retry_at[line] = time.monotonic() + RETRY_S
 
 
 def newly_named(answers: Sequence[str], known: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 import msgspec
+from kiridashi.budget import MIB
 from kiridashi.command import Command, Outcome
 from kiridashi.config import Config
 from kiridashi.errors import ExitCode, InputError
@@ -18,9 +19,10 @@ from kiridashi_agent.cli.place import add_line_argument, add_state_argument, con
 from kiridashi_agent.jobs import Survey
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.label.summary import named_frames
+from kiridashi_agent.machine import hottest_celsius
 from kiridashi_agent.metadata import TrustStore, read_pinned_root
 from kiridashi_agent.retune import LineTuner, TuneWish, told
-from kiridashi_agent.tune_terms import tune_request
+from kiridashi_agent.tune_terms import tune_limits, tune_request
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     tuner = LineTuner(config, journal, trust, jobs)
     wish = TuneWish("asked", tuple(path.absolute() for path in arguments.samples), arguments.time)
     if arguments.dry_run:
-        return _would_use(line, tuner.survey(line, wish), config)
+        return _would_use(line, tuner.survey(line, wish), config, arguments.time)
     record = tuner.tune(line, wish)
     active = LineSlots(state, line).served()
     kept = record.report is not None and record.report.kept
@@ -71,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     return Outcome(data, f"line '{line}': {told(record)}\n{serves}{way_back}", ExitCode.OK if kept else ExitCode.TUNE)
 
 
-def _would_use(line: str, survey: Survey, config: Config) -> Outcome:
+def _would_use(line: str, survey: Survey, config: Config, seconds: float | None) -> Outcome:
     rows = [f"{'class':<20} {'learn':>6} {'hold-out':>9}  the gate"]
     for label, found in survey.classes.items():
         gate = "cannot protect it" if found.refused_from is None else f"refuses a loss of {found.refused_from} or more"
@@ -79,8 +81,14 @@ def _would_use(line: str, survey: Survey, config: Config) -> Outcome:
     rows.append("from: " + (", ".join(f"{source} {count}" for source, count in survey.sources.items()) or "nowhere"))
     if survey.shortage:
         rows.append(f"too few to tune: {survey.shortage}")
-    request = tune_request(config, line, "bench", "")
-    limits = {"seconds": request.max_seconds, "celsius": request.max_celsius}
+    request = tune_request(config, line, "bench", "", (), seconds)
+    memory = tune_limits(config, request, None).memory_bytes
+    sensor = hottest_celsius() is not None
+    rows.append(
+        f"limits: {request.max_seconds:g} s, {memory // MIB if memory else 'no'} MiB, {request.max_celsius:g} C"
+        + ("" if sensor else " (this board has no sensor: temperature bounds nothing)")
+    )
+    limits = {"seconds": request.max_seconds, "memory_bytes": memory, "celsius": request.max_celsius, "sensor": sensor}
     data = {"line": line, **msgspec.to_builtins(survey), "limits": limits}
     return Outcome(data, "\n".join(rows), ExitCode.TUNE if survey.shortage else ExitCode.OK)
 
