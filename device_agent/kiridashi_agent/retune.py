@@ -115,11 +115,11 @@ class LineTuner:
                 return self._carry_out(line, wish, record, served, cancel)
             except (JobCancelledError, KeyboardInterrupt):
                 # Ended on purpose: it is no attempt that failed.
-                self._close(line, _replace(record, phase="interrupted", attempts=max(0, record.attempts - 1)))
+                self._give_up(line, _replace(record, phase="interrupted", attempts=max(0, record.attempts - 1)))
                 raise
             except (KiridashiError, OSError) as error:
                 wrapped = error if isinstance(error, KiridashiError) else _file_error(line, error)
-                self._close(line, _replace(record, phase="failed", error=_report(wrapped)))
+                self._give_up(line, _replace(record, phase="failed", error=_report(wrapped)))
                 raise wrapped from error
 
     def settle(self, line: str) -> None:
@@ -255,6 +255,16 @@ class LineTuner:
         self._journal.write_tuning(line, record)
         _LOG.info("line=%s tuning: %s", line, state.tuning)
         return record
+
+    def _give_up(self, line: str, record: TuneRecord) -> None:
+        """End a tuning that did not come to its end. If its model serves already, the journal is left to be settled."""
+        active, begun = LineSlots(self._state, line).active(), self._journal.tuning(line)
+        if active is not None and begun is not None and active.model_digest == begun.digest:
+            return
+        try:
+            self._close(line, record)
+        except OSError as error:  # the disk is full: the journal still says that it was begun, and is settled later
+            _LOG.error("line=%s that a tuning ended cannot be noted: %s", line, error)
 
     def _settle(self, line: str) -> None:
         record = self._journal.tuning(line)

@@ -98,12 +98,12 @@ class TuneWorker:
             self._tuner.tune(line, TuneWish("named"), self._cancel)
         except JobCancelledError:
             _LOG.info("line=%s the tuning makes way, and is done later", line)
-        except KiridashiError as error:
+        except (KiridashiError, OSError) as error:
             self._put_off(line, error)
         except BaseException as error:  # noqa: BLE001 - handed over to the agent's own thread
             self._failure = error
 
-    def _put_off(self, line: str, error: KiridashiError) -> None:
+    def _put_off(self, line: str, error: Exception) -> None:
         _LOG.warning("line=%s could not be tuned: %s", line, error)
         self._retry_at[line] = time.monotonic() + RETRY_S
 

@@ -316,6 +316,38 @@ class TestKilled:
         assert ready.journal.line(LINE).state.model_digest == active.model_digest
         assert ready.journal.tuning(LINE).phase == "done"
 
+    def test_a_disk_that_fills_up_after_the_pointer_was_replaced_loses_nothing(self, ready, monkeypatch) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "with_active", full)
+            with pytest.raises(StateError, match="could not be read or written"):
+                tuner(ready).tune(LINE, ready.given)
+        assert ready.journal.tuning(LINE).phase == "activating"
+        tuner(ready).settle(LINE)
+        assert ready.journal.tuning(LINE).phase == "done"
+        assert ready.journal.line(LINE).state.model_digest == ready.slots.active().model_digest
+
+    def test_a_disk_that_is_full_from_the_start_leaves_the_old_model(self, ready, monkeypatch) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        before = ready.slots.active()
+        with monkeypatch.context() as patch:
+            patch.setattr(LineSlots, "lay_on_bench", full)
+            with pytest.raises(StateError, match="could not be read or written"):
+                tuner(ready).tune(LINE, ready.given)
+        assert ready.journal.tuning(LINE).phase == "failed"
+        assert ready.slots.active() == before
+
+    def test_ctrl_c_is_noted(self, ready) -> None:
+        ready.jobs.fail = {"tune": KeyboardInterrupt()}
+        with pytest.raises(KeyboardInterrupt):
+            tuner(ready).tune(LINE, ready.given)
+        assert ready.journal.tuning(LINE).phase == "interrupted"
+        assert bench_is_clear(ready)
+
     def test_what_somebody_undid_meanwhile_is_not_activated_again(self, ready, monkeypatch) -> None:
         ready.transport.want(2, press_3=V2)
         ready.settle()
