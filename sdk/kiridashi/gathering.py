@@ -200,7 +200,8 @@ def _join_kept(
     others: list[tuple[KeptFrame, bytes]] = []
     if sources.kept is None:
         return others, {}
-    for frame, pixels in sources.kept.frames():
+    kept = sources.kept.frames()
+    for frame, pixels in kept:
         label = said.get(frame.entry, "") if frame.entry and sources.spool is not None else frame.label
         if not label or frame.key in found:
             continue
@@ -210,7 +211,7 @@ def _join_kept(
             continue
         image = np.frombuffer(pixels, np.uint8).reshape(1, frame.height, frame.width, 3)
         found[frame.key] = _Found(frame.key, resize(image, *size)[0], labels.index(label), "kept", None, copy)
-    return others, dict(sources.kept.index().parts)
+    return others, {frame.key: frame.holdout for frame, _ in kept} | sources.kept.index().parts
 
 
 def _copy(

@@ -10,8 +10,8 @@ hashes are the lowest (a bottom-k sketch; Cohen and Kaplan 2007). It needs no co
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from typing import Literal
 
 import msgspec
 
-from kiridashi.artifacts import write_atomic
+from kiridashi.artifacts import sync_folder
 from kiridashi.errors import StateError
 from kiridashi.messages import check_name
 
@@ -100,12 +100,7 @@ class KeptSamples:
 
     def frames(self) -> list[tuple[KeptFrame, bytes]]:
         """The kept frames with their pixels. Raises as :meth:`index`."""
-        index, pixels = self._read(pixels=True)
-        found, place = [], 0
-        for frame in index.frames:
-            found.append((frame, pixels[place : place + frame.bytes]))
-            place += frame.bytes
-        return found
+        return self._read(pixels=True)[1]
 
     def write(self, frames: Sequence[tuple[KeptFrame, bytes]], parts: Mapping[str, bool]) -> None:
         """Keep these frames and remember these parts; the newest ``MAX_PARTS``, learnt ones leave first.
@@ -117,16 +112,33 @@ class KeptSamples:
         leaving = sorted(parts, key=lambda key: parts[key])[:excess] if excess > 0 else []
         remembered = {key: held for key, held in parts.items() if key not in set(leaving)}
         index = KeptIndex(tuple(frame for frame, _ in frames), remembered)
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
-            archive.writestr(_INDEX, msgspec.json.encode(index))
-            archive.writestr(_PIXELS, b"".join(pixels for _, pixels in frames))
+        if self.path.is_file() and index == self.index():
+            return
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomic(self.path, buffer.getvalue(), mode=0o600)
+            self._replace(index, frames)
         except OSError as error:
             step = "make room on the disk, then tune again"
             raise StateError(f"samples cannot be kept in {self.path}", why=str(error), next_step=step) from error
+
+    def _replace(self, index: KeptIndex, frames: Sequence[tuple[KeptFrame, bytes]]) -> None:
+        """Write frame by frame, so that memory holds the pixels once; what a kill leaves is overwritten next time."""
+        part = self.path.with_name(KEPT_NAME + ".part")
+        try:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                with zipfile.ZipFile(file, "w") as archive:
+                    archive.writestr(_INDEX, msgspec.json.encode(index))
+                    with archive.open(_PIXELS, "w") as out:
+                        for _, pixels in frames:
+                            out.write(pixels)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        sync_folder(self.path.parent)
 
     def forget(self) -> int:
         """Delete the kept frames and return how many there were.
@@ -140,7 +152,7 @@ class KeptSamples:
             self.write((), index.parts)
         return len(index.frames)
 
-    def _read(self, *, pixels: bool) -> tuple[KeptIndex, bytes]:
+    def _read(self, *, pixels: bool) -> tuple[KeptIndex, list[tuple[KeptFrame, bytes]]]:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 if archive.getinfo(_INDEX).file_size > MAX_INDEX_BYTES:
@@ -149,14 +161,17 @@ class KeptSamples:
                 size = sum(frame.bytes for frame in index.frames)
                 if archive.getinfo(_PIXELS).file_size != size:
                     raise ValueError("the pixels do not fit the index")
-                return index, archive.read(_PIXELS) if pixels else b""
+                if not pixels:
+                    return index, []
+                with archive.open(_PIXELS) as source:
+                    return index, [(frame, source.read(frame.bytes)) for frame in index.frames]
         except FileNotFoundError:
-            return KeptIndex(), b""
+            return KeptIndex(), []
         except (zipfile.BadZipFile, KeyError, ValueError, msgspec.MsgspecError, EOFError) as error:
             aside = self.path.with_name(KEPT_NAME + ".damaged")
             self.path.replace(aside)
             _log.error("the kept samples %s were damaged (%s); set aside as %s", self.path, error, aside.name)
-            return KeptIndex(), b""
+            return KeptIndex(), []
         except OSError as error:
             raise StateError(f"the kept samples {self.path} cannot be read", why=str(error)) from error
 

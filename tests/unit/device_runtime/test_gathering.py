@@ -180,6 +180,36 @@ def test_forgetting_leaves_hashes_and_no_pixels(tmp_path: Path) -> None:
     assert pixels(tuned(state, tmp_path / "a.npz"), holdout=True) == held
 
 
+def test_nothing_is_written_again_when_nothing_is_new(tmp_path: Path) -> None:
+    kept = KeptSamples(tmp_path, LINE)
+    everything = frames({("a", False): 3, ("b", True): 2})
+    kept.write(everything, {"k": True})
+    before = kept.path.stat().st_ino
+    kept.write(everything, {"k": True})
+    assert kept.path.stat().st_ino == before
+    assert kept.frames() == everything
+    kept.write(everything[1:], {"k": True})
+    assert kept.frames() == everything[1:]
+    assert [path.name for path in kept.path.parent.iterdir()] == ["kept.zip"]
+
+
+def test_of_too_many_hashes_the_oldest_learnt_ones_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kiridashi.kept.MAX_PARTS", 4)
+    kept = KeptSamples(tmp_path, LINE)
+    kept.write([], {"held": True, "one": False, "two": False, "three": False, "held too": True, "four": False})
+    assert kept.index().parts == {"held": True, "three": False, "held too": True, "four": False}
+
+
+def test_a_kept_frame_has_its_part_even_where_its_hash_was_dropped(tmp_path: Path) -> None:
+    write_samples(tmp_path / "a.npz", images(16), np.arange(16) % 2)
+    first = tuned(tmp_path / "state", tmp_path / "a.npz")
+    kept = KeptSamples(tmp_path / "state", LINE)
+    kept.write(kept.frames(), {})
+    again = tuned(tmp_path / "state")
+    assert again.parts == first.parts
+    assert pixels(again, holdout=True) == pixels(first, holdout=True)
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "no zip", "other"])
 def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: str) -> None:
     kept = KeptSamples(tmp_path, LINE)
