@@ -8,10 +8,12 @@ import time
 import numpy as np
 import pytest
 from agent_program import wait_for
-from installed import Device, Plant, environment, killed_at_the_end
+from installed import Device, Plant, environment, killed_at_the_end, wait_until_killed
 from kiridashi import LineModel
+from kiridashi.samples import write_samples
 from kiridashi.slots import LineSlots
 from kiridashi.spool import Spool, SpoolFolder, SpoolLimits
+from kiridashi_agent.journal import Journal
 from kiridashi_agent.label.session import LabelGoal, LabelSession
 from tiny_bundle import LABELS, device_tiles, make_bundle
 
@@ -134,6 +136,39 @@ def test_what_was_given_once_tunes_the_next_bundle_too(plant, device, tmp_path) 
     line = deliver(plant, device, 3)
     assert not line["tuned"]
     assert "not carried over" in line["tuning"]
+
+
+def test_killed_while_it_tunes_the_old_model_serves_and_the_next_start_says_so(plant, device, tmp_path) -> None:
+    images, classes = device_tiles(10, seed=6)
+    write_samples(tmp_path / "given.npz", images, classes)
+    slots, journal = LineSlots(device.state, LINE), Journal(device.state / "journal")
+    shipped = slots.active()
+    command = [str(device.agent), "tune", "--line", LINE, "--samples", str(tmp_path / "given.npz")]
+    command += ["--state", str(device.state)]
+
+    def phase() -> str:
+        record = journal.tuning(LINE)
+        return record.phase if record else ""
+
+    with LineModel.open(LINE, device.state) as model:
+        before = accuracy(model)
+        with (
+            (tmp_path / "tune.log").open("wb") as log,
+            killed_at_the_end(subprocess.Popen(command, stdout=log, stderr=log, env=environment())) as tuning,
+        ):
+            wait_until_killed(tuning, lambda: phase() == "tuning", timeout_s=60)
+        assert slots.active() == shipped
+        command = [str(device.agent), "run", "--state", str(device.state)]
+        with (
+            (device.state / "agent.log").open("wb") as log,
+            killed_at_the_end(subprocess.Popen(command, stdout=log, stderr=log, env=environment())),
+        ):
+            wait_for(lambda: phase() == "interrupted", timeout_s=60)
+        assert "interrupted" in device.succeed("status")["lines"][LINE]["state"]["tuning"]
+        assert accuracy(model) == before
+        assert served(model) == shipped.model_digest
+    assert not slots.folder("bench").exists()
+    assert device.succeed("tune", "--line", LINE, "--samples", tmp_path / "given.npz")["kept"]
 
 
 def test_the_agent_tunes_by_itself_when_enough_were_named(plant, device) -> None:
