@@ -157,8 +157,25 @@ class Delivery(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class VariantCost(msgspec.Struct, frozen=True):
+    """What one size of the train step costs this device, and what became of it.
+
+    ``peak_bytes`` is the estimate for the whole process. ``seconds`` are those of all iterations: measured if it ran,
+    otherwise scaled from one that did; 0 where none did. ``outcome`` says why it was taken or not.
+    """
+
+    name: str
+    peak_bytes: int
+    seconds: float
+    outcome: str
+
+
 class TuneReport(msgspec.Struct, frozen=True):
-    """What local tuning did. Accuracies are on the device's own hold-out, as shares of 1."""
+    """What local tuning did. Accuracies are on the device's own hold-out, as shares of 1.
+
+    ``variant`` is the size of the train step that ran, ``head`` if only the closed form was used; ``variants`` are all
+    that the bundle has.
+    """
 
     iterations: int
     seconds: float
@@ -173,6 +190,8 @@ class TuneReport(msgspec.Struct, frozen=True):
     kept: bool
     reason: str
     worst_recall_drop: float = 0.0
+    variant: str = ""
+    variants: tuple[VariantCost, ...] = ()
 
 
 class LineState(msgspec.Struct, frozen=True):
