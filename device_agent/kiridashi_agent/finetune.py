@@ -14,7 +14,7 @@ import io
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -22,7 +22,7 @@ import numpy as np
 from kiridashi.artifacts import check_file, sha256_file, sync_folder, write_atomic
 from kiridashi.errors import BundleError, StateError
 from kiridashi.gathering import Gathered
-from kiridashi.manifest import Artifact, Manifest, TrainSpec
+from kiridashi.manifest import Artifact, Manifest, TrainSpec, TrainVariant
 from kiridashi.messages import TuneReport
 from kiridashi.preprocess import to_input
 from kiridashi.runtime import open_model
@@ -35,16 +35,19 @@ from numpy.typing import NDArray
 
 from kiridashi_agent.closed_form import Head, fit_head
 from kiridashi_agent.gate import Judgement, judge_tuning
-from kiridashi_agent.jobs import TuneOutcome, TuneRequest
-from kiridashi_agent.machine import peak_rss_bytes
+from kiridashi_agent.jobs import TRYING_NAME, TuneOutcome, TuneRequest
+from kiridashi_agent.machine import available_bytes, peak_rss_bytes, rss_bytes
 from kiridashi_agent.patching import patch_artifact, read_parameters
 from kiridashi_agent.probe import read_manifest
 from kiridashi_agent.steps import StepsPlan, StepsResult, run_steps
 from kiridashi_agent.survey import gathered
 from kiridashi_agent.thermostat import Thermostat
+from kiridashi_agent.variants import HEAD, Choice, variants_of
 
 Request = TuneRequest
 PART_NAME = "tuned.part"
+MEMORY_SHARE = 0.8
+"""How much of the memory that the device has left the iterations may use, where no limit is set."""
 _BATCH = 16
 
 
@@ -67,10 +70,12 @@ class _Bundle:
 
 @dataclass(frozen=True)
 class _Tuned:
-    """Parameters after tuning, and what the head alone reached on the hold-out."""
+    """Parameters after tuning, which sizes of the train step were there, and what the head alone reached."""
 
     values: dict[str, FloatArray]
     steps: StepsResult
+    variant: str
+    choice: Choice
     accuracy_head: float
 
 
@@ -125,6 +130,7 @@ def _clear(slots: LineSlots, request: TuneRequest) -> None:
                 f"the tuned files in slot {request.slot} of line '{request.line}' are in use",
                 next_step="prepare the other slot with the bundle, and tune there",
             )
+    (folder / TRYING_NAME).unlink(missing_ok=True)
     for name in (PART_NAME, TUNED_NAME):
         if (folder / name).exists():
             shutil.rmtree(folder / name)
@@ -141,11 +147,14 @@ def _open_bundle(slots: LineSlots, request: TuneRequest) -> _Bundle:
     features = manifest.of_kind("onnx-fp32")
     if features is None:
         raise BundleError(f"the bundle in {folder} has no onnx-fp32 file, whose features the head is fitted on")
-    for name in {deployed.name, target.name, features.name, spec.graph, spec.state}:
+    graphs = {variant.graph for variant in variants_of(spec)}
+    for name in {deployed.name, target.name, features.name, spec.state} | graphs:
         check_file(folder / name, manifest.artifact(name))
+    needed = {name for variant in variants_of(spec) for name in variant.parameters}
+    start = read_parameters(folder / features.name, [one for one in features.patches if one.parameter in needed])
     with np.load(folder / spec.state, allow_pickle=False) as file:
-        start = {name: np.asarray(file[name], np.float32) for name in spec.parameters if name in file.files}
-    if set(start) != set(spec.parameters):
+        start |= {name: np.asarray(file[name], np.float32) for name in spec.parameters if name in file.files}
+    if not needed <= set(start):
         raise BundleError(f"{folder / spec.state} lacks parameters that the manifest lists")
     _check_places(folder / target.name, target, start)
     return _Bundle(folder, manifest, spec, deployed, target, features, start)
@@ -201,29 +210,61 @@ def _tune(bundle: _Bundle, train: Samples, held: Samples, request: TuneRequest, 
         spec.head_bias: fit.head.bias.reshape(bundle.start[spec.head_bias].shape),
     }
     del features_model  # its memory is needed for the train step
-    steps = _iterate(bundle, train, start, request, thermostat)
-    values = start if steps.diverged else steps.values
-    return _Tuned(values, steps, float((predicted == held.labels).mean()))
+    accuracy_head = float((predicted == held.labels).mean())
+    variant, steps, choice = _iterate(bundle, train, start, request, thermostat)
+    changed = steps.values if variant != HEAD and not steps.diverged else {}
+    head = {name: start[name] for name in (spec.head_weight, spec.head_bias)}
+    return _Tuned(head | changed, steps, variant, choice, accuracy_head)
 
 
 def _iterate(
     bundle: _Bundle, train: Samples, start: dict[str, FloatArray], request: TuneRequest, thermostat: Thermostat
-) -> StepsResult:
+) -> tuple[str, StepsResult, Choice]:
+    """Run the largest size of the train step that fits memory and time; its name, its result, and all sizes.
+
+    The smallest that fits the memory is never given up for time: it runs as many iterations as there is time for.
+    """
     iterations = bundle.spec.iterations if request.iterations is None else request.iterations
+    resident = rss_bytes()
+    limit = request.memory_bytes or resident + int(MEMORY_SHARE * available_bytes())
+    choice = Choice(variants_of(bundle.spec), resident, limit, iterations, request.skip)
+    nothing = (HEAD, StepsResult(start, 0, 0.0, 0.0, diverged=False), choice)
     if iterations < 1:
-        return StepsResult(start, 0, 0.0, 0.0, diverged=False)
-    plan = StepsPlan(
-        graph=bundle.folder / bundle.spec.graph,
+        return nothing
+    deadline = time.monotonic() + request.max_seconds
+    fitting = choice.fitting()
+    for variant in fitting:
+        is_last, left = variant is fitting[-1], deadline - time.monotonic()
+        if not is_last and choice.seconds(variant) > left:
+            choice.notes[variant.name] = f"would take longer than the {left:.0f} s that are left"
+            continue
+        write_atomic(bundle.folder / TRYING_NAME, variant.name.encode())
+        plan = replace(_plan(bundle, variant, request, not is_last, left), thermostat=thermostat)
+        steps = run_steps(plan, start, train, np.random.default_rng(request.seed))
+        choice.paces_s[variant.name] = steps.pace_s
+        if not steps.too_slow:
+            choice.notes[variant.name] = "taken: the largest that fits the memory and the time"
+            (bundle.folder / TRYING_NAME).unlink()
+            return variant.name, steps, choice
+        choice.notes[variant.name] = f"too slow for the {left:.0f} s that were left"
+    return nothing
+
+
+def _plan(
+    bundle: _Bundle, variant: TrainVariant, request: TuneRequest, may_give_up: bool, max_seconds: float
+) -> StepsPlan:
+    return StepsPlan(
+        graph=bundle.folder / variant.graph,
         spec=bundle.spec,
+        variant=variant,
+        may_give_up=may_give_up,
         preprocessing=bundle.manifest.preprocessing,
         classes=len(bundle.manifest.labels),
-        iterations=iterations,
-        max_seconds=request.max_seconds,
+        iterations=bundle.spec.iterations if request.iterations is None else request.iterations,
+        max_seconds=max_seconds,
         threads=request.threads,
         trained={patch.parameter for patch in bundle.target.patches},
-        thermostat=thermostat,
     )
-    return run_steps(plan, start, train, np.random.default_rng(request.seed))
 
 
 def _features(model: OnnxModel, bundle: _Bundle, samples: Samples) -> FloatArray:
@@ -289,6 +330,8 @@ def _report(tuned: _Tuned, judgement: Judgement, counts: tuple[int, int], second
         reason=reason,
         worst_recall_drop=judgement.worst_recall_drop,
         bound=tuned.steps.bound,
+        variant=tuned.variant,
+        variants=tuned.choice.costs(),
     )
 
 

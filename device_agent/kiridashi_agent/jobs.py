@@ -16,13 +16,15 @@ from kiridashi import errors
 from kiridashi.budget import Measurement
 from kiridashi.errors import ExitCode, KiridashiError
 from kiridashi.messages import TuneReport
-from kiridashi.slots import Place
+from kiridashi.slots import LineSlots, Place
 
 from kiridashi_agent.cage import MemoryLimit
 from kiridashi_agent.child import Call, Fault, Reply
-from kiridashi_agent.process import JobCrashedError, JobError, Limits, over_memory, run_child
+from kiridashi_agent.process import JobCrashedError, JobError, Limits, MemoryLimitError, over_memory, run_child
 
 TUNE_NICE = 10
+TRYING_NAME = "tuned.trying"
+"""File in the slot that says which size of the train step is being run, for the case that it does not fit."""
 TURN = 6
 """Predictions in a row when models take turns; from the fifth on they are as quick as in steady serving."""
 RESERVED_BYTES = 64 * 1024 * 1024
@@ -102,7 +104,8 @@ class TuneRequest(msgspec.Struct, frozen=True):
     ``serving`` the folder of the tuned one that serves now, if one does: that has to be beaten then. The bundle's
     ``onnx-fp32`` file, train step and train state are needed beside it. ``iterations`` overrides the manifest's;
     ``max_seconds`` and ``max_celsius`` bound the iterations; ``max_recall_drop`` is the share of its recall that no
-    class may lose, beyond what the size of the hold-out leaves open (:mod:`kiridashi_agent.gate`).
+    class may lose, beyond what the size of the hold-out leaves open (:mod:`kiridashi_agent.gate`). ``memory_bytes`` is
+    what the child may use, as far as there is a limit; ``skip`` names sizes of the train step that went over it.
     """
 
     state_dir: str
@@ -119,6 +122,8 @@ class TuneRequest(msgspec.Struct, frozen=True):
     given: tuple[str, ...] = ()
     serving: str = ""
     max_celsius: float = 75.0
+    memory_bytes: int | None = None
+    skip: tuple[str, ...] = ()
 
 
 class TuneOutcome(msgspec.Struct, frozen=True):
@@ -206,7 +211,8 @@ def tune(request: TuneRequest, limits: Limits = TUNE_LIMITS) -> TuneOutcome:
     """Tune on local samples and validate on the local hold-out; files are left in the slot only when kept.
 
     A worse model, too few samples, or diverging iterations are results (``report.kept`` is false, with the reason),
-    not errors.
+    not errors. When the child reaches its memory limit during the iterations, it is started again without the size of
+    the train step that did not fit.
 
     Raises:
         InputError: the samples cannot be read.
@@ -215,11 +221,17 @@ def tune(request: TuneRequest, limits: Limits = TUNE_LIMITS) -> TuneOutcome:
         JobError: the child crashed, hung or reached its memory limit; the slot is as before.
     """
     subject = f"tuning line {request.line} in slot {request.slot}"
-    try:
-        return _run("tune", request, TuneOutcome, limits, subject, nice=TUNE_NICE)
-    except JobError as error:
-        error.exit_code = ExitCode.TUNE
-        raise
+    request = msgspec.structs.replace(request, memory_bytes=limits.memory_bytes)
+    trying = LineSlots(Path(request.state_dir), request.line).folder(request.slot) / TRYING_NAME
+    while True:
+        try:
+            return _run("tune", request, TuneOutcome, limits, subject, nice=TUNE_NICE)
+        except JobError as error:
+            failed = trying.read_text() if trying.is_file() else ""
+            if not isinstance(error, MemoryLimitError) or not failed or failed in request.skip:
+                error.exit_code = ExitCode.TUNE
+                raise
+            request = msgspec.structs.replace(request, skip=(*request.skip, failed))
 
 
 def survey(request: TuneRequest, limits: Limits = TUNE_LIMITS) -> Survey:

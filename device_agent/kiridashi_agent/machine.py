@@ -100,6 +100,11 @@ def peak_rss_bytes() -> int:
     return 0
 
 
+def rss_bytes() -> int:
+    """The resident set of this process now (``VmRSS``), bytes."""
+    return int((_field(Path("/proc/self/status"), "VmRSS") or "0").split()[0]) * 1024
+
+
 def _meminfo_bytes(root: Path, name: str) -> int:
     return int((_field(root / _MEMINFO, name) or "0").split()[0]) * 1024
 

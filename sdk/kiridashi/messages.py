@@ -157,6 +157,19 @@ class Delivery(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class VariantCost(msgspec.Struct, frozen=True):
+    """What one size of the train step costs this device, and what became of it.
+
+    ``peak_bytes`` is the estimate for the whole process. ``seconds`` are those of all iterations: measured if it ran,
+    otherwise scaled from one that did; 0 where none did. ``outcome`` says why it was taken or not.
+    """
+
+    name: str
+    peak_bytes: int
+    seconds: float
+    outcome: str
+
+
 class TuneReport(msgspec.Struct, frozen=True):
     """What local tuning did. Accuracies are on the device's own hold-out, as shares of 1.
 
@@ -168,6 +181,8 @@ class TuneReport(msgspec.Struct, frozen=True):
         celsius: the highest temperature seen; ``None`` where the board has no sensor.
         sources: samples by where they came from: "files", "given", "named", "kept".
         stale: files of the bundle that do not have the tuned weights; they are not used while those serve.
+        variant: the size of the train step that ran, ``head`` if only the closed form was used.
+        variants: all sizes that the bundle has.
     """
 
     iterations: int
@@ -188,6 +203,8 @@ class TuneReport(msgspec.Struct, frozen=True):
     celsius: float | None = None
     sources: dict[str, int] = {}
     stale: tuple[str, ...] = ()
+    variant: str = ""
+    variants: tuple[VariantCost, ...] = ()
 
 
 class LineState(msgspec.Struct, frozen=True):
