@@ -14,6 +14,7 @@ import msgspec
 
 from kiridashi.errors import InputError
 from kiridashi.messages import check_name
+from kiridashi.runtime.protocol import PREFERENCE, Provider
 
 CONFIG_NAME = "config.toml"
 
@@ -48,6 +49,8 @@ class LineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``samples`` is a folder of labelled samples; frames that were named on the device count too. Without any, or with
     ``tune = false``, nothing is tuned.
     ``max_recall_drop`` is the share of its recall that no class may lose by tuning; 1 lets accuracy alone decide.
+    ``max_accuracy_drop`` is the share of frames that a smaller file may lose against the float file; 1 allows any loss.
+    ``providers`` are what may compute the model, best first; a runtime takes the first that it has.
     """
 
     samples: Path | None = None
@@ -55,6 +58,8 @@ class LineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     tune: bool = True
     max_recall_drop: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    max_accuracy_drop: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+    providers: Annotated[tuple[Provider, ...], msgspec.Meta(min_length=1)] = PREFERENCE
 
 
 class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ from kiridashi.artifacts import describe_file, read_bundle
 from kiridashi.budget import MIB, Budget, judge
 from kiridashi.errors import BundleError, InputError, RuntimeUnavailableError
 from kiridashi.manifest import Manifest
-from kiridashi_agent.jobs import MeasureRequest, ProbeRequest, measure, measure_file, probe
+from kiridashi_agent.jobs import MeasureRequest, ProbeRequest, measure, probe
 from kiridashi_agent.process import Limits, MemoryLimitError
 
 QUICK = {"runs": 20, "max_runs": 50, "seconds": 0.2}
@@ -71,14 +71,14 @@ def test_measurement_is_of_a_process_of_its_own(bundle: Path, name: str, runtime
 
 
 def test_measuring_a_file_without_a_bundle(bundle: Path, tmp_path: Path) -> None:
-    measured = measure_file(bundle / "model.tflite")
+    measured = measure(MeasureRequest(str(bundle / "model.tflite")))
     assert measured.runs >= 100
     assert measured.memory_limit == "none"
     with pytest.raises(InputError, match="does not exist"):
-        measure_file(tmp_path / "none.onnx")
+        measure(MeasureRequest(str(tmp_path / "none.onnx")))
     (tmp_path / "bad.onnx").write_bytes(b"bad")
     with pytest.raises(BundleError, match=r"cannot load bad\.onnx"):
-        measure_file(tmp_path / "bad.onnx")
+        measure(MeasureRequest(str(tmp_path / "bad.onnx")))
 
 
 def test_memory_limit_is_told_apart_from_other_failures(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import sys
 
 from kiridashi_agent import logs
 from kiridashi_agent.journal import Journal
-from kiridashi_agent.reporting import HEAVY_MODULES, build_report, resident_bytes
+from kiridashi_agent.machine import resident_bytes
+from kiridashi_agent.reporting import HEAVY_MODULES, build_report
 
 
 def test_the_resident_size_is_read_from_the_kernel(tmp_path) -> None:
