@@ -4,7 +4,8 @@ With labels, a frame is lost when the float file is right and the smaller one wr
 must be lost than ``max_drop`` allows *and* than chance explains (the exact test of :mod:`kiridashi_agent.gate`) for the
 file to be refused. Without labels nobody knows who is right, so every frame with another best class counts as lost; the
 file is refused when a file that loses only ``max_drop`` of its frames would seldom differ on so many (exact binomial
-test at 5 %). The few frames of a probe find gross faults only: with eight it takes three.
+test at 5 %). The few frames of a probe find gross faults only: with eight it takes three. A hold-out that shows a loss
+but is too small to tell it from chance leaves the verdict to the probe.
 """
 
 from __future__ import annotations
@@ -37,16 +38,19 @@ def run(request: AccuracyRequest) -> AccuracyCheck:
     manifest = read_manifest(folder)
     artifact = manifest.artifact(request.artifact)
     reference = _reference(manifest, artifact, folder)
-    held, missing = _hold_out(request, manifest)
+    held, why = _hold_out(request, manifest)
     if held is not None and reference in runnable((reference,)) and (folder / reference.name).is_file():
         before = _classes(request, manifest, reference, held.images)
         after = _classes(request, manifest, artifact, held.images)
-        return judge_labelled(held.labels, before, after, reference.name, request.max_drop)
-    if held is not None:
-        missing = f"{reference.name} cannot run here"
+        check = judge_labelled(held.labels, before, after, reference.name, request.max_drop)
+        if not check.passed or check.drop <= request.max_drop:
+            return check
+        why = f"the hold-out is too small: {check.reason}"
+    elif held is not None:
+        why = f"{reference.name} cannot run here"
     frames, expected = known_outputs(folder, manifest, reference)
     after = _classes(request, manifest, artifact, frames)
-    return judge_agreement(expected.argmax(axis=1), after, reference.name, request.max_drop, missing)
+    return judge_agreement(expected.argmax(axis=1), after, reference.name, request.max_drop, why)
 
 
 def judge_labelled(
@@ -79,14 +83,14 @@ def judge_labelled(
 
 
 def judge_agreement(
-    before: NDArray[np.int64], after: NDArray[np.int64], reference: str, max_drop: float, missing: str
+    before: NDArray[np.int64], after: NDArray[np.int64], reference: str, max_drop: float, why: str
 ) -> AccuracyCheck:
-    """The verdict on frames without labels. Pure; ``missing`` says why there is no hold-out, the rest is as above."""
+    """The verdict on frames without labels. Pure; ``why`` says why no hold-out decides, the rest is as above."""
     different, frames = int((before != after).sum()), len(before)
     chance = chance_of_more(different, frames, max_drop)
     passed = different <= max_drop * frames or chance >= SIGNIFICANCE
     reason = (
-        f"another best class than {reference} on {different} of {frames} probe frames ({missing}); "
+        f"another best class than {reference} on {different} of {frames} probe frames ({why}); "
         f"{max_drop:.1%} may differ"
     )
     if different > max_drop * frames:

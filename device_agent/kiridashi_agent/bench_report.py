@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-from kiridashi.budget import MIB, Budget, Measurement, Range, Verdict
+from kiridashi.budget import MIB, Budget, Conditions, Measurement, Range, Verdict
 
 from kiridashi_agent.agreement import TOLERANCE, Agreement
 from kiridashi_agent.history import Entry
@@ -140,8 +140,8 @@ def history_table(entries: Sequence[Entry], *, as_csv: bool = False) -> str:
 
 
 def _csv_row(entry: FileReport, compared: Compared | None) -> dict[str, object]:
-    fields = msgspec.to_builtins(entry.measured)
-    conditions = fields.pop("conditions") or {}
+    fields = msgspec.structs.asdict(entry.measured)
+    conditions = msgspec.structs.asdict(fields.pop("conditions") or Conditions(seconds=0.0, processors=0))
     row: dict[str, object] = {"file": entry.file, "sha256": entry.sha256}
     for name, value in {**fields, **conditions}.items():
         if name.endswith("_ci_ms") or name in ("mhz", "celsius"):

@@ -89,9 +89,9 @@ class Trial:
             except JobCancelledError:
                 raise
             except KiridashiError as error:
-                _LOG.warning("%s failed its probe: %s", artifact.name, error)
+                _LOG.warning("%s failed its checks: %s", artifact.name, error)
                 failures.append(error)
-                trials.append(ArtifactTrial(artifact.name, reason=f"failed its probe: {error}"))
+                trials.append(ArtifactTrial(artifact.name, reason=f"failed its checks: {error}"))
         if not all(trial.reason for trial in trials):
             return tuple(trials), None
         inaccurate = BundleError(

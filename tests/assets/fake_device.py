@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 from fake_fleet import DirectTransport, FakeFleet
 from fake_profile import FakeMeasuring
 from kiridashi.budget import MIB, Measurement
@@ -100,6 +101,12 @@ class Device:
         self.task = ProfileTask(self.config, self.transport, self.trust, self.journal, self.measure_probes, runtimes)
         profiles = ProfileWorker(self.task)
         self.agent = Agent(self.config, self.transport, self.journal, actions, profiles, self.stop)
+
+    def set_line(self, **fields) -> None:
+        """Change the line's settings and start the agent again."""
+        line = msgspec.structs.replace(self.config.lines["press-3"], **fields)
+        self.config = msgspec.structs.replace(self.config, lines={"press-3": line})
+        self.restart()
 
     def settle(self) -> LineState:
         self.agent.tick(0)
