@@ -82,7 +82,7 @@ def run(request: MeasureRequest) -> Measurement:
         threads=request.threads,
         hardware=hardware_kind(),
         memory_limit=request.memory_limit,
-        notes=notes + disturbance + _notes(request, loaded, len(timed.latencies_ms)),
+        notes=notes + disturbance + _notes(request, loaded, len(timed.latencies_ms), p50, p95),
         quiet_ms=float(np.percentile(timed.busy_ms if in_thread else timed.latencies_ms, _QUIET_PERCENTILE)),
         provider=loaded.subject.provider,
         timed=loaded.subject.timed,
@@ -128,7 +128,7 @@ def _time(subject: Subject, request: MeasureRequest) -> _Timed:
     return _Timed(latencies_ms, np.array(busy_ms), between(before, look()), meter)
 
 
-def _notes(request: MeasureRequest, loaded: _Loaded, runs: int) -> tuple[str, ...]:
+def _notes(request: MeasureRequest, loaded: _Loaded, runs: int, p50: float, p95: float) -> tuple[str, ...]:
     notes = []
     if not loaded.subject.in_thread:
         notes.append(f"computed by {loaded.subject.provider}")
@@ -136,6 +136,8 @@ def _notes(request: MeasureRequest, loaded: _Loaded, runs: int) -> tuple[str, ..
             notes.append("the GPU's memory is not reported here, or only to root")
     if request.memory_limit == "rlimit":
         notes.append("this kernel does not limit the memory of a group of processes: resource limits were used")
+    if p95 > CALM_TAIL * p50:
+        notes.append(f"the tail is other work's: p95 is {p95 / p50:.0f} times the median")
     if runs < request.runs:
         notes.append(f"only {runs} runs: the model is slow")
     return tuple(notes)
