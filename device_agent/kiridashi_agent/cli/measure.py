@@ -92,7 +92,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _measure_files(arguments: argparse.Namespace) -> Outcome:
     budget, files = Budget.parse(arguments.budget), list(dict.fromkeys(arguments.files))
     settings = _settings(arguments)
-    history = () if arguments.once else read_history(arguments.state)
+    history = () if arguments.once else _known(arguments.state)
     measured = measure_files(files, settings, budget, history, jobs, _say)
     together = len(files) > 1 and not arguments.once
     now = datetime.now(UTC)
@@ -140,6 +140,14 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
     if not shape or 0 in shape or len(shape) != extents.count("x") + 1:
         raise InputError(f"the shape '{text}' cannot be read", next_step="write it like --shape NAME=1x3x224x224")
     return name, shape
+
+
+def _known(state: Path) -> tuple[Entry, ...]:
+    try:
+        return read_history(state)
+    except StateError as error:
+        _say(str(error))  # the state folder may be another account's, and measuring needs none
+        return ()
 
 
 def _keep(report: Report, state: Path, at: str) -> None:

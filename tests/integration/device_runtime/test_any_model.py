@@ -173,6 +173,15 @@ def test_once_is_one_process_and_leaves_no_trace(shipped: Path, state: Path, cap
     assert list(state.iterdir()) == []
 
 
+def test_a_history_that_cannot_be_kept_does_not_stop_measuring(shipped: Path, state: Path, capsys) -> None:
+    (state / "measurements.jsonl").mkdir()
+    arguments = ["measure", str(shipped / "model.tflite"), "--seconds", "0.2", "--state", str(state), "--json"]
+    assert main(arguments) == ExitCode.OK
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["files"][0]["measured"]["runs"] >= 100
+    assert captured.err.count("the history") == 2  # not read, and not kept
+
+
 def test_a_memory_limit_ends_the_process(shipped: Path, state: Path, capsys) -> None:
     arguments = ["measure", str(shipped / "model.onnx"), "--once", "--state", str(state), "--memory-limit", "30MiB"]
     assert main(arguments) == ExitCode.MEASURE
