@@ -142,7 +142,8 @@ def compare_files(
             )
             sittings.append(jobs.interleave(request, Limits(_START_S + 2 * seconds, settings.memory_bytes)))
     except (JobError, BundleError) as error:
-        note = f"the files could not be compared in one process: {error}"
+        # What a child wrote to standard error stays out of the report: it may name folders.
+        note = f"the files could not be compared in one process: {error.what}"
         return Comparison(str(files[0]), 0, 0, hardware_kind(), notes=(note,))
     return summed_up([str(path) for path in files], sittings)
 

@@ -222,9 +222,8 @@ def interleave(request: InterleaveRequest, limits: Limits) -> Interleaved:
 
     Raises: as :func:`measure`.
     """
-    return _run(
-        "interleave", request, Interleaved, limits, f"measuring {len(request.graphs)} files in {request.folder}"
-    )
+    subject = f"measuring {len(request.graphs)} files in {request.folder or 'one process'}"
+    return _run("interleave", request, Interleaved, limits, subject)
 
 
 def tune(request: TuneRequest, limits: Limits = TUNE_LIMITS) -> TuneOutcome:

@@ -156,10 +156,11 @@ def test_a_difference_is_real_when_every_sitting_shows_it(files) -> None:
 
 
 def test_files_that_do_not_fit_together_are_not_compared_and_it_says_so(files) -> None:
-    jobs = FakeMeasuring(failure=MemoryLimitError("needs more memory"))
+    jobs = FakeMeasuring(failure=MemoryLimitError("needs more memory", why="Traceback: /home/somebody"))
     found = compare_files(files, BenchSettings(), jobs, silent)
     assert found.rows == ()
     assert "needs more memory" in found.notes[0]
+    assert "somebody" not in found.notes[0]
     jobs = FakeMeasuring(ratios=(Ratio(2.0, 1.9, 2.1),))
     assert compare_files(files, BenchSettings(), jobs, silent).rows[0].real
     assert {request.seed for request in jobs.requests} == {0, 1, 2}
