@@ -21,7 +21,15 @@ from kiridashi.messages import ErrorReport
 from kiridashi.runtime import installed_runtimes
 from kiridashi.slots import TUNED_NAME, Active, LineSlots, Slot
 
-from kiridashi_agent.choice import Measured, can_be_tuned, candidates, fastest_within, nearest, needed_files
+from kiridashi_agent.choice import (
+    Measured,
+    can_be_tuned,
+    candidates,
+    explained,
+    fastest_within,
+    nearest,
+    needed_files,
+)
 from kiridashi_agent.download import check_room, chunk_places, download
 from kiridashi_agent.journal import LineRecord
 from kiridashi_agent.lifecycle import Action, Event
@@ -33,6 +41,8 @@ from kiridashi_agent.tune_terms import in_words, obstacle, tune_limits, tune_req
 
 _LOG = logging.getLogger(__name__)
 INCOMING_NAME = "incoming.json"
+_TO_TUNING: Event = "chosen-for-tuning"
+_AS_IT_IS: Event = "chosen"
 Result = tuple[Event, LineRecord]
 _replace = msgspec.structs.replace
 
@@ -132,8 +142,11 @@ class Actions:
 
     def _probe(self, line: str, record: LineRecord) -> Result:
         trial, manifest = self._trial(line, record)
-        runnable = candidates(manifest, self._runtimes(), self._line(line).runtime)
-        return "probed", _replace(record, candidates=trial.probe(runnable))
+        trials, failure = trial.probe(candidates(manifest, self._runtimes(), self._line(line).runtime))
+        record = _replace(record, state=_replace(record.state, trials=trials))
+        if failure is not None:
+            return "refused", with_error(record, failure)
+        return "probed", _replace(record, candidates=tuple(entry.artifact for entry in trials if not entry.reason))
 
     def _measure(self, line: str, record: LineRecord) -> Result:
         trial, manifest = self._trial(line, record)
@@ -141,20 +154,23 @@ class Actions:
         why_not = obstacle(self._config, line, manifest, self._runtimes())
         tunable = [artifact for artifact in passed if not why_not and can_be_tuned(manifest, artifact)]
         measured, failures = trial.measure(tunable)
-        best = fastest_within(measured)
-        if best is not None:
-            return "chosen-for-tuning", _choose(record, best)
-        if tunable:
-            why_not = "no float32 file is inside the budget"
-            _LOG.warning("line=%s %s; trying the others", line, why_not)
-        others, more_failures = trial.measure([artifact for artifact in passed if artifact not in tunable])
-        best = fastest_within(others)
+        best, event = fastest_within(measured), _TO_TUNING
+        if best is None:
+            if tunable:
+                why_not = "no float32 file is inside the budget"
+                _LOG.warning("line=%s %s; trying the others", line, why_not)
+            others, more_failures = trial.measure([artifact for artifact in passed if artifact not in tunable])
+            best, event = fastest_within(others), _AS_IT_IS
+            measured, failures = [*measured, *others], failures | more_failures
+        trials = explained(record.state.trials, measured, failures, manifest.budget, best)
+        record = _replace(record, state=_replace(record.state, trials=trials))
         if best is not None:
             chosen = _choose(record, best)
-            return "chosen", self._untuned(line, chosen, why_not) if tunable or self._serves_tuned(line) else chosen
-        closest = nearest([*measured, *others])
+            untuned = event == _AS_IT_IS and (tunable or self._serves_tuned(line))
+            return event, self._untuned(line, chosen, why_not) if untuned else chosen
+        closest = nearest(measured)
         if closest is None:
-            raise (failures + more_failures)[0]
+            return "refused", with_error(record, next(iter(failures.values())))
         error = BudgetError(
             f"no file of line '{line}' version {manifest.version} is inside the budget {manifest.budget}",
             why=f"{closest.artifact}, the nearest: {closest.verdict.describe(manifest.budget, closest.measurement)}",
@@ -194,7 +210,8 @@ class Actions:
         slots = LineSlots(self._state, line)
         _, manifest = self._bundle(line, record)
         tuned = bool(record.tuned_digest)
-        active = Active(_slot(record), record.chosen, record.tuned_digest or manifest.digest, tuned)
+        section, digest = self._line(line), record.tuned_digest or manifest.digest
+        active = Active(_slot(record), record.chosen, digest, tuned, section.providers, section.threads)
         slots.activate(active)
         (slots.root / INCOMING_NAME).unlink(missing_ok=True)
         return "activated", with_active(record, active)
@@ -222,7 +239,7 @@ class Actions:
 
     def _trial(self, line: str, record: LineRecord) -> tuple[Trial, Manifest]:
         folder, manifest = self._bundle(line, record)
-        return Trial(self._jobs, folder, manifest, self._line(line).threads, self._limits), manifest
+        return Trial(self._jobs, self._state, folder, manifest, self._line(line), self._limits), manifest
 
 
 def with_error(record: LineRecord, error: KiridashiError) -> LineRecord:

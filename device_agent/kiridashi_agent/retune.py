@@ -216,10 +216,10 @@ class LineTuner:
             return None
         section = self._config.lines[manifest.line]
         limits = Limits(self._config.limits.job_timeout_s, cancel=cancel)
-        trial = Trial(self._jobs, folder, manifest, section.threads, limits)
+        trial = Trial(self._jobs, self._state, folder, manifest, section, limits)
         measured, failures = trial.measure([manifest.artifact(outcome.artifact)])
-        if failures:
-            raise failures[0]
+        for error in failures.values():
+            raise error
         if not measured[0].verdict.within:
             raise BudgetError(
                 f"{active.artifact} goes on untuned: it is quantised, and its float32 sibling is over the budget",

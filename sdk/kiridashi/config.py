@@ -14,6 +14,7 @@ import msgspec
 
 from kiridashi.errors import InputError
 from kiridashi.messages import check_name
+from kiridashi.runtime.protocol import PREFERENCE, Provider
 
 CONFIG_NAME = "config.toml"
 
@@ -50,6 +51,8 @@ class LineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``max_recall_drop`` is the share of its recall that no class may lose by tuning; 1 lets accuracy alone decide.
     ``tune_after`` is how many newly named frames have the agent tune the active model again by itself; 0: never.
     ``tune_seconds`` bounds the iterations of one tuning.
+    ``max_accuracy_drop`` is the share of frames that a smaller file may lose against the float file; 1 allows any loss.
+    ``providers`` are what may compute the model, best first; a runtime takes the first that it has.
     """
 
     samples: Path | None = None
@@ -59,6 +62,8 @@ class LineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_recall_drop: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
     tune_after: Annotated[int, msgspec.Meta(ge=0)] = 0
     tune_seconds: Seconds = 300.0
+    max_accuracy_drop: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+    providers: Annotated[tuple[Provider, ...], msgspec.Meta(min_length=1)] = PREFERENCE
 
 
 class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -207,12 +207,58 @@ class TuneReport(msgspec.Struct, frozen=True):
     variants: tuple[VariantCost, ...] = ()
 
 
+class AccuracyCheck(msgspec.Struct, frozen=True):
+    """Whether a smaller file is as good as the float file, on this device.
+
+    Attributes:
+        basis: "holdout": the device's own labelled frames; "probe": the bundle's known frames, which have no labels, so
+            a frame counts as lost when the best class differs.
+        samples: frames that were compared.
+        reference: the float file.
+        drop: share of the frames that were lost, less those that were won.
+        allowed: ``max_accuracy_drop`` of the line.
+        passed: no more is lost than allowed, or no more than chance explains.
+        reason: the numbers in words.
+    """
+
+    basis: Literal["holdout", "probe"]
+    samples: int
+    reference: str
+    drop: float
+    allowed: float
+    passed: bool
+    reason: str
+
+
+class ArtifactTrial(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the device found of one file of the bundle, and why it was chosen or not.
+
+    Attributes:
+        artifact: the file's name.
+        chosen: whether it is the one that goes live untuned, or is tuned.
+        reason: why, in words.
+        provider: what computed it; empty if it was not measured.
+        latency_p95_ms, memory_bytes, within: as measured, and whether that is inside the budget.
+        accuracy: how it compares with the float file; ``None`` for a float file, and where its probe failed.
+    """
+
+    artifact: str
+    chosen: bool = False
+    reason: str = ""
+    provider: str = ""
+    latency_p95_ms: float | None = None
+    memory_bytes: int | None = None
+    within: bool | None = None
+    accuracy: AccuracyCheck | None = None
+
+
 class LineState(msgspec.Struct, frozen=True):
     """What is true of one line on the device.
 
     ``tune`` is the last tuning, that of the target or a later one of the model that serves. ``tuning`` says in words
     what it came to, or why weights that were tuned here are given up with this target; empty if there is nothing to
     say.
+    ``trials`` are the files that this device could run, each with what became of it.
     """
 
     phase: Phase
@@ -228,6 +274,7 @@ class LineState(msgspec.Struct, frozen=True):
     delivery: Delivery | None = None
     error: ErrorReport | None = None
     tuning: str = ""
+    trials: tuple[ArtifactTrial, ...] = ()
 
 
 class ProbesState(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ import msgspec
 from kiridashi.artifacts import MANIFEST_NAME, sync_folder, write_atomic
 from kiridashi.errors import StateError
 from kiridashi.messages import check_name
+from kiridashi.runtime.protocol import Provider
 
 DEFAULT_STATE_DIR = "/var/lib/kiridashi"
 STATE_VARIABLE = "KIRIDASHI_STATE"
@@ -33,13 +34,16 @@ BENCH: Place = "bench"
 class Active(msgspec.Struct, frozen=True):
     """Which model of a line serves: the slot, the artifact's file name, and the model's digest.
 
-    ``model_digest`` is the manifest's digest, or with ``tuned`` the seal's.
+    ``model_digest`` is the manifest's digest, or with ``tuned`` the seal's. ``providers`` and ``threads`` are those the
+    agent measured it with; empty and 0 where it was not the agent who chose it.
     """
 
     slot: Slot
     artifact: str
     model_digest: str
     tuned: bool = False
+    providers: tuple[Provider, ...] = ()
+    threads: int = 0
 
 
 class Pointer(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ import kiridashi
 import msgspec
 from kiridashi.command import Command, Outcome
 from kiridashi.kept import KeptSamples
-from kiridashi.messages import LineState
+from kiridashi.messages import ArtifactTrial, LineState
 from kiridashi.slots import Active, LineSlots
 from kiridashi.spool import SpoolFolder
 
@@ -41,6 +41,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
             rows.append(f"  {state.error.kind} while {state.error.phase}: {state.error.message}")
         if state.tuning:
             rows.append(f"  tuning: {state.tuning}")
+        rows += [_trial(trial) for trial in state.trials]
         if spool != NamedFrames():
             rows.append(f"  frames: {spool}")
         if kept:
@@ -58,6 +59,12 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         "profile": msgspec.to_builtins(profile.state) if profile else None,
     }
     return Outcome(found, "\n".join(rows))
+
+
+def _trial(trial: ArtifactTrial) -> str:
+    provider = f" on {trial.provider}" if trial.provider else ""
+    latency = f", p95 {trial.latency_p95_ms:.3g} ms{provider}" if trial.latency_p95_ms is not None else ""
+    return f"  {trial.artifact}: {'chosen, ' if trial.chosen else ''}{trial.reason or 'to be measured'}{latency}"
 
 
 def _serving(active: Active | None) -> str:
