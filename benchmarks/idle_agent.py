@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kiridashi_agent.reporting import resident_bytes
+from kiridashi_agent.machine import resident_bytes
 
 _SERVER, _AGENT = "kiridashi_server.cli", "kiridashi_agent.cli"
 _DEVICE = "bench-1"

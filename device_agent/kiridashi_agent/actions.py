@@ -20,20 +20,29 @@ from kiridashi.manifest import Manifest, decode_manifest
 from kiridashi.messages import ErrorReport
 from kiridashi.runtime import installed_runtimes
 from kiridashi.slots import TUNED_NAME, Active, LineSlots, Slot
-from kiridashi.spool import SpoolFolder
 
-from kiridashi_agent.choice import Measured, can_be_tuned, candidates, fastest_within, nearest, needed_files
+from kiridashi_agent.choice import (
+    Measured,
+    can_be_tuned,
+    candidates,
+    explained,
+    fastest_within,
+    nearest,
+    needed_files,
+)
 from kiridashi_agent.download import check_room, chunk_places, download
-from kiridashi_agent.jobs import TuneRequest
 from kiridashi_agent.journal import LineRecord
 from kiridashi_agent.lifecycle import Action, Event
 from kiridashi_agent.metadata import TrustStore
 from kiridashi_agent.process import JobCancelledError, Limits
 from kiridashi_agent.transport import NotFoundError, RefusedError, Transport
 from kiridashi_agent.trial import Jobs, Trial
+from kiridashi_agent.tune_terms import in_words, obstacle, tune_limits, tune_request
 
 _LOG = logging.getLogger(__name__)
 INCOMING_NAME = "incoming.json"
+_TO_TUNING: Event = "chosen-for-tuning"
+_AS_IT_IS: Event = "chosen"
 Result = tuple[Event, LineRecord]
 _replace = msgspec.structs.replace
 
@@ -118,7 +127,9 @@ class Actions:
         slots, slot = LineSlots(self._state, line), _slot(record)
         manifest = decode_manifest((slots.root / INCOMING_NAME).read_bytes(), str(slots.root / INCOMING_NAME))
         runnable = candidates(manifest, self._runtimes(), self._line(line).runtime)
-        files = needed_files(manifest, runnable, tune=self._will_tune(line, manifest))
+        # Samples may come later, and the line be tuned then without the server.
+        can_tune = not obstacle(self._config, line, manifest, self._runtimes(), given=True)
+        files = needed_files(manifest, runnable, tune=can_tune)
         keep_free = self._config.limits.free_disk_mib * MIB
         folder = _prepared(slots, slot, manifest, sum(file.bytes for file in files), keep_free)
         active = slots.active()
@@ -131,27 +142,35 @@ class Actions:
 
     def _probe(self, line: str, record: LineRecord) -> Result:
         trial, manifest = self._trial(line, record)
-        runnable = candidates(manifest, self._runtimes(), self._line(line).runtime)
-        return "probed", _replace(record, candidates=trial.probe(runnable))
+        trials, failure = trial.probe(candidates(manifest, self._runtimes(), self._line(line).runtime))
+        record = _replace(record, state=_replace(record.state, trials=trials))
+        if failure is not None:
+            return "refused", with_error(record, failure)
+        return "probed", _replace(record, candidates=tuple(entry.artifact for entry in trials if not entry.reason))
 
     def _measure(self, line: str, record: LineRecord) -> Result:
         trial, manifest = self._trial(line, record)
         passed = [manifest.artifact(name) for name in record.candidates]
-        will_tune = self._will_tune(line, manifest)
-        tunable = [artifact for artifact in passed if will_tune and can_be_tuned(manifest, artifact)]
+        why_not = obstacle(self._config, line, manifest, self._runtimes())
+        tunable = [artifact for artifact in passed if not why_not and can_be_tuned(manifest, artifact)]
         measured, failures = trial.measure(tunable)
-        best = fastest_within(measured)
+        best, event = fastest_within(measured), _TO_TUNING
+        if best is None:
+            if tunable:
+                why_not = "no float32 file is inside the budget"
+                _LOG.warning("line=%s %s; trying the others", line, why_not)
+            others, more_failures = trial.measure([artifact for artifact in passed if artifact not in tunable])
+            best, event = fastest_within(others), _AS_IT_IS
+            measured, failures = [*measured, *others], failures | more_failures
+        trials = explained(record.state.trials, measured, failures, manifest.budget, best)
+        record = _replace(record, state=_replace(record.state, trials=trials))
         if best is not None:
-            return "chosen-for-tuning", _choose(record, best)
-        if tunable:
-            _LOG.warning("line=%s no file that can be tuned is inside the budget; trying the others", line)
-        others, more_failures = trial.measure([artifact for artifact in passed if artifact not in tunable])
-        best = fastest_within(others)
-        if best is not None:
-            return "chosen", _choose(record, best)
-        closest = nearest([*measured, *others])
+            chosen = _choose(record, best)
+            untuned = event == _AS_IT_IS and (tunable or self._serves_tuned(line))
+            return event, self._untuned(line, chosen, why_not) if untuned else chosen
+        closest = nearest(measured)
         if closest is None:
-            raise (failures + more_failures)[0]
+            return "refused", with_error(record, next(iter(failures.values())))
         error = BudgetError(
             f"no file of line '{line}' version {manifest.version} is inside the budget {manifest.budget}",
             why=f"{closest.artifact}, the nearest: {closest.verdict.describe(manifest.budget, closest.measurement)}",
@@ -161,28 +180,22 @@ class Actions:
         return "refused", with_error(_replace(record, state=state), error)
 
     def _tune(self, line: str, record: LineRecord) -> Result:
-        section = self._line(line)
-        request = TuneRequest(
-            state_dir=str(self._state),
-            line=line,
-            slot=_slot(record),
-            artifact=record.chosen,
-            samples=str(section.samples or ""),
-            device=self._config.device.id,
-            threads=section.threads,
-            max_recall_drop=section.max_recall_drop,
-        )
+        self._line(line)
+        request = tune_request(self._config, line, _slot(record), record.chosen)
         try:
-            outcome = self._jobs.tune(request, self._limits)
+            outcome = self._jobs.tune(request, tune_limits(self._config, request, self._limits.cancel))
         except JobCancelledError:
             raise
         except KiridashiError as error:
             # The shipped model was measured and is sound: it goes on untuned, and the report says why.
             _LOG.error("line=%s tuning failed, the untuned model goes on: %s", line, error)
-            return "tuned", with_error(record, error)
-        kept = outcome.report.kept and outcome.artifact == record.chosen
-        state = _replace(record.state, tune=outcome.report)
-        return "tuned", _replace(record, state=state, tuned_digest=outcome.model_digest if kept else "")
+            return "tuned", with_error(self._untuned(line, record, str(error)), error)
+        report = outcome.report
+        record = _replace(record, state=_replace(record.state, tune=report))
+        if not (report.kept and outcome.artifact == record.chosen):
+            return "tuned", self._untuned(line, record, report.reason)
+        state = _replace(record.state, tuning=in_words(report))
+        return "tuned", _replace(record, state=state, tuned_digest=outcome.model_digest)
 
     def _validate(self, line: str, record: LineRecord) -> Result:
         folder, manifest = self._bundle(line, record)
@@ -197,7 +210,8 @@ class Actions:
         slots = LineSlots(self._state, line)
         _, manifest = self._bundle(line, record)
         tuned = bool(record.tuned_digest)
-        active = Active(_slot(record), record.chosen, record.tuned_digest or manifest.digest, tuned)
+        section, digest = self._line(line), record.tuned_digest or manifest.digest
+        active = Active(_slot(record), record.chosen, digest, tuned, section.providers, section.threads)
         slots.activate(active)
         (slots.root / INCOMING_NAME).unlink(missing_ok=True)
         return "activated", with_active(record, active)
@@ -208,12 +222,16 @@ class Actions:
             raise StateError(f"line '{line}' is no longer in the configuration", next_step=f"add [lines.{line}]")
         return section
 
-    def _will_tune(self, line: str, manifest: Manifest) -> bool:
-        section = self._line(line)
-        has_files = section.samples is not None and any(section.samples.glob("*.npz"))
-        has_samples = has_files or SpoolFolder(self._state, line).answers_path.is_file()
-        can_train = manifest.train is not None and "onnxruntime" in self._runtimes()
-        return section.tune and has_samples and can_train
+    def _untuned(self, line: str, record: LineRecord, why: str) -> LineRecord:
+        """Say why the target goes on untuned, above all if weights that were tuned here are given up with it."""
+        lost = "the weights that were tuned on this device are not carried over; " if self._serves_tuned(line) else ""
+        tuning = f"{lost}{record.chosen} is untuned: {why}"
+        _LOG.warning("line=%s %s", line, tuning)
+        return _replace(record, state=_replace(record.state, tuning=tuning))
+
+    def _serves_tuned(self, line: str) -> bool:
+        active = LineSlots(self._state, line).active()
+        return active is not None and active.tuned
 
     def _bundle(self, line: str, record: LineRecord) -> tuple[Path, Manifest]:
         folder = LineSlots(self._state, line).folder(_slot(record))
@@ -221,7 +239,7 @@ class Actions:
 
     def _trial(self, line: str, record: LineRecord) -> tuple[Trial, Manifest]:
         folder, manifest = self._bundle(line, record)
-        return Trial(self._jobs, folder, manifest, self._line(line).threads, self._limits), manifest
+        return Trial(self._jobs, self._state, folder, manifest, self._line(line), self._limits), manifest
 
 
 def with_error(record: LineRecord, error: KiridashiError) -> LineRecord:

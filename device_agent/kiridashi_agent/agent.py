@@ -23,6 +23,7 @@ from kiridashi_agent.process import JobCancelledError
 from kiridashi_agent.profile_worker import ProfileWorker
 from kiridashi_agent.reporting import build_report
 from kiridashi_agent.transport import Transport
+from kiridashi_agent.tune_worker import TuneWorker
 
 _LOG = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -42,6 +43,7 @@ class Agent:
         actions: the lifecycle's actions.
         profiles: works on a profile that the server asked for, while every line rests.
         stop: set by whoever wants the agent to end; a running job is ended then.
+        tunings: tunes what serves when enough frames were named, while every line rests; without it nothing is.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Agent:
         actions: Actions,
         profiles: ProfileWorker,
         stop: threading.Event,
+        tunings: TuneWorker | None = None,
     ) -> None:
         self._config = config
         self._transport = transport
@@ -59,6 +62,7 @@ class Agent:
         self._actions = actions
         self._profiles = profiles
         self._stop = stop
+        self._tunings = tunings
         self._published: Reported | None = None
         self._heard: Desired | None = None
         self._retry_at: dict[str, float] = {}
@@ -69,14 +73,14 @@ class Agent:
             while not self._stop.is_set():
                 self.tick(TICK_S)
         finally:
-            self._profiles.pause()
+            self._pause()
 
     def run_until_settled(self, timeout_s: float, quiet_s: float = 0.0) -> Reported:
         """Work until the server's wish has been heard and every line rests; returns the last report.
 
         What is heard first is what the broker retained. If that changes nothing for any line, a server that is just
-        about to say something newer gets ``quiet_s`` to do so. A profile that was asked for is worked on for what is
-        left of the time, and goes on at the next start.
+        about to say something newer gets ``quiet_s`` to do so. A profile that was asked for, or a tuning that is due,
+        is worked on for what is left of the time, and goes on at the next start.
 
         Raises:
             NetworkError: the server's wish was not heard, or a line could not go on, within the time.
@@ -84,7 +88,7 @@ class Agent:
         before = self._journal.lines()
         deadline = time.monotonic() + timeout_s
         try:
-            while not self._stop.is_set() and not (self._is_settled() and not self._profiles.is_open()):
+            while not self._stop.is_set() and not (self._is_settled() and not self._has_idle_work()):
                 if time.monotonic() > deadline:
                     if self._is_settled():
                         break
@@ -93,7 +97,7 @@ class Agent:
                 if self._is_settled():
                     self._wait_for_news(before, quiet_s)
         finally:
-            self._profiles.pause()
+            self._pause()
         self._publish()
         return self._report()
 
@@ -102,13 +106,24 @@ class Agent:
         self._listen(0.0 if self._due() else wait_s)
         if self._rests():
             self._profiles.go_on()
+            if self._tunings is not None:
+                self._tunings.go_on()
         else:
-            self._profiles.pause()
+            self._pause()
         self._publish()
         for line in self._due():
             with self._journal.lock(line, wait=True):
                 self._work(line)
         self._publish()
+
+    def _has_idle_work(self) -> bool:
+        return self._profiles.is_open() or (self._tunings is not None and self._tunings.is_open())
+
+    def _pause(self) -> None:
+        """Interrupt what is done in idle hours only."""
+        if self._tunings is not None:
+            self._tunings.pause()
+        self._profiles.pause()
 
     def _wait_for_news(self, before: Mapping[str, LineRecord], quiet_s: float) -> None:
         """Go on for ``quiet_s`` or until a line is no longer as ``before``; the same wish may come more than once."""

@@ -1,6 +1,6 @@
 """The child's end of a job: one request in on standard input, one reply out, then the process ends.
 
-``python -m kiridashi_agent.child probe|measure|interleave|tune``. Limits are set before anything heavy is imported.
+``python -m kiridashi_agent.child JOB``, one of :data:`MODULES`. Limits are set before anything heavy is imported.
 Libraries print to standard output, in Python and in C: the reply goes over a private copy of that descriptor, and
 everything else that writes to it lands on standard error. When the agent dies its end of standard input closes, and so
 does this process.
@@ -20,9 +20,11 @@ from kiridashi.errors import KiridashiError
 
 MODULES = {
     "probe": "kiridashi_agent.probe",
+    "accuracy": "kiridashi_agent.accuracy",
     "measure": "kiridashi_agent.measure",
     "interleave": "kiridashi_agent.interleave",
     "tune": "kiridashi_agent.finetune",
+    "survey": "kiridashi_agent.survey",
 }
 MAX_REQUEST_BYTES = 64 * 1024
 _STDIN = 0

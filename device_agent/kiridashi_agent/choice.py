@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 from kiridashi.budget import Budget, Measurement, Verdict, judge
-from kiridashi.errors import RuntimeUnavailableError
+from kiridashi.errors import KiridashiError, RuntimeUnavailableError
 from kiridashi.manifest import Artifact, Manifest
+from kiridashi.messages import ArtifactTrial
 
-_TUNABLE_KINDS = ("onnx-fp32", "tflite-fp32")
+FLOAT_KINDS = ("onnx-fp32", "tflite-fp32")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def candidates(manifest: Manifest, runtimes: Collection[str], preferred: str) ->
 
 def can_be_tuned(manifest: Manifest, artifact: Artifact) -> bool:
     """Whether the device may change this file's parameters: float32, with their places listed."""
-    return manifest.train is not None and artifact.kind in _TUNABLE_KINDS and bool(artifact.patches)
+    return manifest.train is not None and artifact.kind in FLOAT_KINDS and bool(artifact.patches)
 
 
 def needed_files(manifest: Manifest, runnable: Sequence[Artifact], *, tune: bool) -> tuple[Artifact, ...]:
@@ -55,11 +57,7 @@ def needed_files(manifest: Manifest, runnable: Sequence[Artifact], *, tune: bool
     names = {artifact.name for artifact in runnable}
     # The closed-form head is fitted on the features that the onnx-fp32 file gives, whatever is deployed.
     kinds = {"probe", "train-step", "train-state", "onnx-fp32"} if tune else {"probe"}
-    return tuple(
-        artifact
-        for artifact in manifest.artifacts
-        if artifact.name in names or artifact.kind in kinds or (tune and can_be_tuned(manifest, artifact))
-    )
+    return tuple(artifact for artifact in manifest.artifacts if artifact.name in names or artifact.kind in kinds)
 
 
 def fastest_within(measured: Sequence[Measured]) -> Measured | None:
@@ -72,6 +70,56 @@ def nearest(measured: Sequence[Measured]) -> Measured | None:
     """Of candidates over the budget, the one that breaks the fewest limits, then the fastest: the one to report."""
     return min(
         measured, key=lambda entry: (len(entry.verdict.exceeded), entry.measurement.latency_p95_ms), default=None
+    )
+
+
+def explained(
+    trials: Sequence[ArtifactTrial],
+    measured: Sequence[Measured],
+    failures: Mapping[str, KiridashiError],
+    budget: Budget,
+    best: Measured | None,
+) -> tuple[ArtifactTrial, ...]:
+    """The trials with what was measured, and for each file why it was chosen or not.
+
+    Args:
+        trials: as probing left them; a file that was refused then has its reason already.
+        measured: the files that were measured.
+        failures: why others could not be.
+        budget: the bundle's.
+        best: the chosen one.
+    """
+    by_name = {entry.artifact: entry for entry in measured}
+    return tuple(_explained(trial, by_name.get(trial.artifact), failures, budget, best) for trial in trials)
+
+
+def _explained(
+    trial: ArtifactTrial,
+    entry: Measured | None,
+    failures: Mapping[str, KiridashiError],
+    budget: Budget,
+    best: Measured | None,
+) -> ArtifactTrial:
+    if trial.reason:
+        return trial
+    if entry is None:
+        error = failures.get(trial.artifact)
+        reason = f"could not be measured: {error}" if error else "not measured: files that can be tuned go first"
+        return msgspec.structs.replace(trial, reason=reason)
+    if entry is best:
+        reason = "the fastest that passed every gate"
+    elif entry.verdict.within and best is not None:
+        reason = f"inside the budget, and slower than {best.artifact}"
+    else:
+        reason = entry.verdict.describe(budget, entry.measurement)
+    return msgspec.structs.replace(
+        trial,
+        chosen=entry is best,
+        reason=reason,
+        provider=entry.measurement.provider,
+        latency_p95_ms=entry.measurement.latency_p95_ms,
+        memory_bytes=entry.measurement.memory_bytes,
+        within=entry.verdict.within,
     )
 
 

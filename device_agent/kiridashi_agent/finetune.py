@@ -13,35 +13,41 @@ from __future__ import annotations
 import io
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from kiridashi.artifacts import check_file, sha256_file, sync_folder, write_atomic
 from kiridashi.errors import BundleError, StateError
-from kiridashi.manifest import Artifact, Manifest, TrainSpec
+from kiridashi.gathering import Gathered
+from kiridashi.manifest import Artifact, Manifest, TrainSpec, TrainVariant
 from kiridashi.messages import TuneReport
 from kiridashi.preprocess import to_input
 from kiridashi.runtime import open_model
 from kiridashi.runtime.onnx import FEATURES, OnnxModel, load
 from kiridashi.runtime.protocol import FloatArray, LoadedModel
-from kiridashi.samples import Samples, load_samples
+from kiridashi.samples import Samples
 from kiridashi.slots import TUNED_NAME, LineSlots
-from kiridashi.spool import SpoolFolder
 from kiridashi.trust import SEAL_NAME, VALUES_NAME, Seal, load_or_create_key, sign_seal
 from numpy.typing import NDArray
 
 from kiridashi_agent.closed_form import Head, fit_head
 from kiridashi_agent.gate import Judgement, judge_tuning
-from kiridashi_agent.jobs import TuneOutcome, TuneRequest
-from kiridashi_agent.machine import peak_rss_bytes
+from kiridashi_agent.jobs import TRYING_NAME, TuneOutcome, TuneRequest
+from kiridashi_agent.machine import available_bytes, peak_rss_bytes, rss_bytes
 from kiridashi_agent.patching import patch_artifact, read_parameters
 from kiridashi_agent.probe import read_manifest
 from kiridashi_agent.steps import StepsPlan, StepsResult, run_steps
+from kiridashi_agent.survey import gathered
+from kiridashi_agent.thermostat import Thermostat
+from kiridashi_agent.variants import HEAD, Choice, variants_of
 
 Request = TuneRequest
 PART_NAME = "tuned.part"
+MEMORY_SHARE = 0.8
+"""How much of the memory that the device has left the iterations may use, where no limit is set."""
 _BATCH = 16
 
 
@@ -64,10 +70,12 @@ class _Bundle:
 
 @dataclass(frozen=True)
 class _Tuned:
-    """Parameters after tuning, and what the head alone reached on the hold-out."""
+    """Parameters after tuning, which sizes of the train step were there, and what the head alone reached."""
 
     values: dict[str, FloatArray]
     steps: StepsResult
+    variant: str
+    choice: Choice
     accuracy_head: float
 
 
@@ -77,30 +85,37 @@ def run(request: TuneRequest) -> TuneOutcome:
     slots = LineSlots(Path(request.state_dir), request.line)
     _clear(slots, request)
     bundle = _open_bundle(slots, request)
-    size = bundle.manifest.preprocessing
-    folder = Path(request.samples) if request.samples else None
-    spool = SpoolFolder(Path(request.state_dir), request.line)
-    samples = load_samples(folder, bundle.manifest.labels, size.height, size.width, spool)
-    train, held = samples.part(holdout=False), samples.part(holdout=True)
-    shortage = _shortage(train, held, bundle.manifest.labels)
+    found = gathered(request, bundle.manifest).keep()
+    train, held = found.samples.part(holdout=False), found.samples.part(holdout=True)
+    shortage = found.shortage(bundle.manifest.labels)
     if shortage:
-        return _not_tuned(request, started, samples, shortage)
-    before = _predict(_open(bundle, bundle.deployed, bundle.folder, request.threads), bundle, held)
-    tuned = _tune(bundle, train, held, request)
+        return _not_tuned(request, started, found, shortage)
+    serving = Path(request.serving) if request.serving else bundle.folder
+    before = _predict(_open(bundle, bundle.deployed, serving, request.threads), bundle, held)
+    thermostat = Thermostat(request.max_celsius)
+    tuned = _tune(bundle, train, held, request, thermostat)
     part = bundle.folder / PART_NAME
     part.mkdir()
     patches = [patch for patch in bundle.target.patches if patch.parameter in tuned.values]
     patch_artifact(bundle.folder / bundle.target.name, patches, tuned.values, part / bundle.target.name)
     after = _predict(_open(bundle, bundle.target, part, request.threads), bundle, held)
     judgement = judge_tuning(held.labels, before, after, bundle.manifest.labels, request.max_recall_drop)
+    stale: tuple[str, ...] = ()
     if judgement.kept:
+        stale = _patch_others(bundle, part, tuned.values)
         digest = _seal(bundle, part, tuned.values, judgement, request, len(held))
         part.replace(bundle.folder / TUNED_NAME)
     else:
         digest = ""
         shutil.rmtree(part)
     sync_folder(bundle.folder)
-    report = _report(tuned, judgement, (len(train), len(held)), time.perf_counter() - started)
+    report = msgspec.structs.replace(
+        _report(tuned, judgement, (len(train), len(held)), time.perf_counter() - started),
+        paused_s=thermostat.paused_s,
+        celsius=thermostat.highest,
+        sources=found.counts(),
+        stale=stale,
+    )
     return TuneOutcome(report, bundle.target.name if judgement.kept else request.artifact, digest)
 
 
@@ -115,6 +130,7 @@ def _clear(slots: LineSlots, request: TuneRequest) -> None:
                 f"the tuned files in slot {request.slot} of line '{request.line}' are in use",
                 next_step="prepare the other slot with the bundle, and tune there",
             )
+    (folder / TRYING_NAME).unlink(missing_ok=True)
     for name in (PART_NAME, TUNED_NAME):
         if (folder / name).exists():
             shutil.rmtree(folder / name)
@@ -131,15 +147,16 @@ def _open_bundle(slots: LineSlots, request: TuneRequest) -> _Bundle:
     features = manifest.of_kind("onnx-fp32")
     if features is None:
         raise BundleError(f"the bundle in {folder} has no onnx-fp32 file, whose features the head is fitted on")
-    for name in {deployed.name, target.name, features.name, spec.graph, spec.state}:
+    graphs = {variant.graph for variant in variants_of(spec)}
+    for name in {deployed.name, target.name, features.name, spec.state} | graphs:
         check_file(folder / name, manifest.artifact(name))
+    needed = {name for variant in variants_of(spec) for name in variant.parameters}
+    start = read_parameters(folder / features.name, [one for one in features.patches if one.parameter in needed])
     with np.load(folder / spec.state, allow_pickle=False) as file:
-        start = {name: np.asarray(file[name], np.float32) for name in spec.parameters if name in file.files}
-    if set(start) != set(spec.parameters):
+        start |= {name: np.asarray(file[name], np.float32) for name in spec.parameters if name in file.files}
+    if not needed <= set(start):
         raise BundleError(f"{folder / spec.state} lacks parameters that the manifest lists")
-    for name, held in read_parameters(folder / target.name, target.patches).items():
-        if name in start and not np.array_equal(held.ravel(), start[name].ravel()):
-            raise BundleError(f"the manifest's place of '{name}' in {target.name} does not hold its values")
+    _check_places(folder / target.name, target, start)
     return _Bundle(folder, manifest, spec, deployed, target, features, start)
 
 
@@ -156,20 +173,31 @@ def _target(manifest: Manifest, spec: TrainSpec, deployed: Artifact) -> Artifact
     )
 
 
-def _shortage(train: Samples, held: Samples, labels: Sequence[str]) -> str:
-    """Why these samples are too few to learn from and to judge by, or an empty string.
+def _patch_others(bundle: _Bundle, part: Path, values: Mapping[str, FloatArray]) -> tuple[str, ...]:
+    """Write the values into every other file that takes them all, and name those that do not: they are stale."""
+    stale = []
+    changed = {name for name, value in values.items() if not np.array_equal(value, bundle.start[name])}
+    for artifact in bundle.manifest.artifacts:
+        source = bundle.folder / artifact.name
+        if artifact.runtime is None or artifact.name == bundle.target.name:
+            continue
+        places = [patch for patch in artifact.patches if patch.parameter in values]
+        if source.is_file() and places and changed <= {patch.parameter for patch in places}:
+            check_file(source, artifact)
+            _check_places(source, artifact, bundle.start)
+            patch_artifact(source, places, values, part / artifact.name)
+        else:
+            stale.append(artifact.name)
+    return tuple(stale)
 
-    Every class is needed in both: training pushes the score of absent classes down, and what the hold-out lacks
-    would be lost unseen.
-    """
-    for part, what in ((train, "sample to learn from"), (held, "hold-out sample")):
-        absent = [name for n, name in enumerate(labels) if n not in part.labels]
-        if absent:
-            return f"no {what} of class '{absent[0]}'" + (f" and {len(absent) - 1} more" if absent[1:] else "")
-    return ""
+
+def _check_places(path: Path, artifact: Artifact, start: Mapping[str, FloatArray]) -> None:
+    for name, held in read_parameters(path, artifact.patches).items():
+        if name in start and not np.array_equal(held.ravel(), start[name].ravel()):
+            raise BundleError(f"the manifest's place of '{name}' in {path.name} does not hold its values")
 
 
-def _tune(bundle: _Bundle, train: Samples, held: Samples, request: TuneRequest) -> _Tuned:
+def _tune(bundle: _Bundle, train: Samples, held: Samples, request: TuneRequest, thermostat: Thermostat) -> _Tuned:
     spec = bundle.spec
     features_model = load(bundle.folder / bundle.features.name, request.threads)
     shape = bundle.start[spec.head_weight].shape
@@ -182,26 +210,61 @@ def _tune(bundle: _Bundle, train: Samples, held: Samples, request: TuneRequest) 
         spec.head_bias: fit.head.bias.reshape(bundle.start[spec.head_bias].shape),
     }
     del features_model  # its memory is needed for the train step
-    steps = _iterate(bundle, train, start, request)
-    values = start if steps.diverged else steps.values
-    return _Tuned(values, steps, float((predicted == held.labels).mean()))
+    accuracy_head = float((predicted == held.labels).mean())
+    variant, steps, choice = _iterate(bundle, train, start, request, thermostat)
+    changed = steps.values if variant != HEAD and not steps.diverged else {}
+    head = {name: start[name] for name in (spec.head_weight, spec.head_bias)}
+    return _Tuned(head | changed, steps, variant, choice, accuracy_head)
 
 
-def _iterate(bundle: _Bundle, train: Samples, start: dict[str, FloatArray], request: TuneRequest) -> StepsResult:
+def _iterate(
+    bundle: _Bundle, train: Samples, start: dict[str, FloatArray], request: TuneRequest, thermostat: Thermostat
+) -> tuple[str, StepsResult, Choice]:
+    """Run the largest size of the train step that fits memory and time; its name, its result, and all sizes.
+
+    The smallest that fits the memory is never given up for time: it runs as many iterations as there is time for.
+    """
     iterations = bundle.spec.iterations if request.iterations is None else request.iterations
+    resident = rss_bytes()
+    limit = request.memory_bytes or resident + int(MEMORY_SHARE * available_bytes())
+    choice = Choice(variants_of(bundle.spec), resident, limit, iterations, request.skip)
+    nothing = (HEAD, StepsResult(start, 0, 0.0, 0.0, diverged=False), choice)
     if iterations < 1:
-        return StepsResult(start, 0, 0.0, 0.0, diverged=False)
-    plan = StepsPlan(
-        graph=bundle.folder / bundle.spec.graph,
+        return nothing
+    deadline = time.monotonic() + request.max_seconds
+    fitting = choice.fitting()
+    for variant in fitting:
+        is_last, left = variant is fitting[-1], deadline - time.monotonic()
+        if not is_last and choice.seconds(variant) > left:
+            choice.notes[variant.name] = f"would take longer than the {left:.0f} s that are left"
+            continue
+        write_atomic(bundle.folder / TRYING_NAME, variant.name.encode())
+        plan = replace(_plan(bundle, variant, request, not is_last, left), thermostat=thermostat)
+        steps = run_steps(plan, start, train, np.random.default_rng(request.seed))
+        choice.paces_s[variant.name] = steps.pace_s
+        if not steps.too_slow:
+            choice.notes[variant.name] = "taken: the largest that fits the memory and the time"
+            (bundle.folder / TRYING_NAME).unlink()
+            return variant.name, steps, choice
+        choice.notes[variant.name] = f"too slow for the {left:.0f} s that were left"
+    return nothing
+
+
+def _plan(
+    bundle: _Bundle, variant: TrainVariant, request: TuneRequest, may_give_up: bool, max_seconds: float
+) -> StepsPlan:
+    return StepsPlan(
+        graph=bundle.folder / variant.graph,
         spec=bundle.spec,
+        variant=variant,
+        may_give_up=may_give_up,
         preprocessing=bundle.manifest.preprocessing,
         classes=len(bundle.manifest.labels),
-        iterations=iterations,
-        max_seconds=request.max_seconds,
+        iterations=bundle.spec.iterations if request.iterations is None else request.iterations,
+        max_seconds=max_seconds,
         threads=request.threads,
         trained={patch.parameter for patch in bundle.target.patches},
     )
-    return run_steps(plan, start, train, np.random.default_rng(request.seed))
 
 
 def _features(model: OnnxModel, bundle: _Bundle, samples: Samples) -> FloatArray:
@@ -237,7 +300,7 @@ def _seal(
         line=request.line,
         device=request.device,
         parent=bundle.manifest.digest,
-        artifacts={bundle.target.name: sha256_file(part / bundle.target.name)},
+        artifacts={a.name: sha256_file(part / a.name) for a in bundle.manifest.artifacts if (part / a.name).is_file()},
         values=sha256_file(part / VALUES_NAME),
         accuracy_before=judgement.accuracy_before,
         accuracy_after=judgement.accuracy_after,
@@ -266,15 +329,18 @@ def _report(tuned: _Tuned, judgement: Judgement, counts: tuple[int, int], second
         kept=judgement.kept,
         reason=reason,
         worst_recall_drop=judgement.worst_recall_drop,
+        bound=tuned.steps.bound,
+        variant=tuned.variant,
+        variants=tuned.choice.costs(),
     )
 
 
-def _not_tuned(request: TuneRequest, started: float, samples: Samples, reason: str) -> TuneOutcome:
-    holdout = int(samples.holdout.sum())
+def _not_tuned(request: TuneRequest, started: float, found: Gathered, reason: str) -> TuneOutcome:
+    holdout = int(found.samples.holdout.sum())
     report = TuneReport(
         iterations=0,
         seconds=time.perf_counter() - started,
-        samples=len(samples) - holdout,
+        samples=len(found.samples) - holdout,
         holdout=holdout,
         accuracy_before=0.0,
         accuracy_head=0.0,
@@ -284,5 +350,6 @@ def _not_tuned(request: TuneRequest, started: float, samples: Samples, reason: s
         peak_rss_bytes=peak_rss_bytes(),
         kept=False,
         reason=f"not tuned: {reason}",
+        sources=found.counts(),
     )
     return TuneOutcome(report, request.artifact, "")

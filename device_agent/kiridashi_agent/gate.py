@@ -83,3 +83,12 @@ def chance_of_loss(wrong: int, mended: int) -> float:
     changed = wrong + mended
     tail = sum(math.comb(changed, k) for k in range(wrong, changed + 1))
     return tail / float(2**changed)
+
+
+def smallest_refused_loss(count: int, max_recall_drop: float) -> int | None:
+    """How many of a class's ``count`` hold-out samples have to be lost, and none mended, for the gate to refuse.
+
+    ``None`` if it never does: the class is not protected.
+    """
+    losses = (lost for lost in range(1, count + 1) if lost / count > max_recall_drop)
+    return next((lost for lost in losses if chance_of_loss(lost, 0) < SIGNIFICANCE), None)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from kiridashi_agent.jobs import Interleaved, InterleaveRequest
 from kiridashi_agent.machine import conditions
-from kiridashi_agent.measure import open_plain, predict, random_frames
+from kiridashi_agent.ratios import ratios
+from kiridashi_agent.subject import open_plain
 
 Request = InterleaveRequest
 QUIET_SHARE = 0.25
@@ -38,7 +39,8 @@ def run(request: InterleaveRequest) -> Interleaved:
         turn()
     times_ms = take_turns(turns, request, deadline)
     quiet_ms = dict(zip(request.graphs, quiet_times(times_ms).tolist(), strict=True))
-    return Interleaved(quiet_ms=quiet_ms, rounds=len(times_ms), notes=notes)
+    compared = ratios(times_ms, np.random.default_rng(request.seed)) if request.compare else ()
+    return Interleaved(quiet_ms=quiet_ms, rounds=len(times_ms), notes=notes, ratios=compared)
 
 
 def quiet_times(times_ms: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -75,15 +77,14 @@ def _turn(path: Path, request: InterleaveRequest) -> Callable[[], float]:
     """Load a model; the result runs it ``request.turn`` times in a row and gives the quickest, milliseconds.
 
     With one thread the runtimes compute in the calling thread, and its processor time leaves out the moments in which
-    others had the processor. With more threads only wall time covers them all.
+    others had the processor. With more threads, or on a GPU, only wall time covers all of it.
     """
-    model, preprocessing = open_plain(path, request.threads)
-    frames = random_frames(preprocessing)
-    clock = time.thread_time_ns if request.threads == 1 else time.perf_counter_ns
+    subject = open_plain(path, request)
+    clock = time.thread_time_ns if request.threads == 1 and subject.in_thread else time.perf_counter_ns
 
     def once(n: int) -> int:
         before = clock()
-        predict(model, preprocessing, frames[n % len(frames)])
+        subject.once(n)
         return clock() - before
 
     return lambda: min(once(n) for n in range(request.turn)) / 1e6

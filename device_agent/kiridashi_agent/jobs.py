@@ -9,20 +9,24 @@ reached its memory limit.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 from kiridashi import errors
 from kiridashi.budget import Measurement
 from kiridashi.errors import ExitCode, KiridashiError
-from kiridashi.messages import TuneReport
-from kiridashi.slots import Slot
+from kiridashi.messages import AccuracyCheck, TuneReport
+from kiridashi.runtime.protocol import PREFERENCE, Provider
+from kiridashi.slots import LineSlots, Place
 
 from kiridashi_agent.cage import MemoryLimit
 from kiridashi_agent.child import Call, Fault, Reply
-from kiridashi_agent.process import JobCrashedError, JobError, Limits, over_memory, run_child
+from kiridashi_agent.process import JobCrashedError, JobError, Limits, MemoryLimitError, over_memory, run_child
 
+Shape = tuple[int, ...]
 TUNE_NICE = 10
+TRYING_NAME = "tuned.trying"
+"""File in the slot that says which size of the train step is being run, for the case that it does not fit."""
 TURN = 6
 """Predictions in a row when models take turns; from the fifth on they are as quick as in steady serving."""
 RESERVED_BYTES = 64 * 1024 * 1024
@@ -36,12 +40,31 @@ MEASURE_LIMITS = Limits(seconds=120.0)
 TUNE_LIMITS = Limits(seconds=900.0)
 
 
+class AccuracyRequest(msgspec.Struct, frozen=True):
+    """Compare one artifact of a bundle folder with the bundle's float file.
+
+    ``samples`` is a folder of labelled samples (empty: none), beside the frames of ``line`` that people named. Their
+    hold-out decides; without one, agreement on the known inputs does. ``max_drop`` is the share of frames that may be
+    lost.
+    """
+
+    state_dir: str
+    line: str
+    folder: str
+    artifact: str
+    samples: str = ""
+    threads: int = 1
+    providers: tuple[Provider, ...] = PREFERENCE
+    max_drop: float = 0.05
+
+
 class ProbeRequest(msgspec.Struct, frozen=True):
     """Check one artifact of a bundle folder against the bundle's known inputs and outputs."""
 
     folder: str
     artifact: str
     threads: int = 1
+    providers: tuple[Provider, ...] = PREFERENCE
 
 
 class ProbeReport(msgspec.Struct, frozen=True):
@@ -58,11 +81,16 @@ class MeasureRequest(msgspec.Struct, frozen=True):
     """Measure one artifact of a bundle folder, or with an empty ``artifact`` the model file ``folder`` itself.
 
     ``runs`` predictions are timed at least and ``max_runs`` at most; in between, timing stops after ``seconds``.
+    Of a model file, ``shapes`` are those of its inputs, by name (an empty name is that of the only one), and ``bare``
+    times the runtime's call alone, whatever the model is.
     """
 
     folder: str
     artifact: str = ""
     threads: int = 1
+    providers: tuple[Provider, ...] = PREFERENCE
+    shapes: dict[str, Shape] = {}
+    bare: bool = False
     warmup: int = 10
     runs: int = 100
     max_runs: int = 2000
@@ -74,38 +102,62 @@ class InterleaveRequest(msgspec.Struct, frozen=True):
     """Time the model files ``graphs`` of a folder against each other: all are loaded, and they take turns.
 
     A turn is ``turn`` predictions in a row. Rounds of turns go on until ``seconds`` have passed, loading included (but
-    there are at least two), or until ``max_rounds`` are done.
+    there are at least two), or until ``max_rounds`` are done. With ``compare`` the ratios to the first one are worked
+    out, each with an interval.
     """
 
     folder: str
     graphs: tuple[str, ...]
     threads: int = 1
+    providers: tuple[Provider, ...] = PREFERENCE
+    shapes: dict[str, Shape] = {}
+    bare: bool = False
+    compare: bool = False
     seconds: float = 60.0
     turn: int = TURN
     max_rounds: int = 100
     seed: int = 0
 
 
+Opening: TypeAlias = MeasureRequest | InterleaveRequest
+"""How a model file is opened: threads, providers, shapes and bare."""
+
+
+class Ratio(msgspec.Struct, frozen=True):
+    """One model's time over another's, with an interval; see :mod:`kiridashi_agent.ratios`."""
+
+    value: float
+    low: float
+    high: float
+
+
 class Interleaved(msgspec.Struct, frozen=True):
-    """The quiet time of each graph of a request, milliseconds; see :mod:`kiridashi_agent.interleave`."""
+    """The quiet time of each graph of a request, milliseconds; see :mod:`kiridashi_agent.interleave`.
+
+    ``ratios`` has one for each graph but the first, if they were asked for.
+    """
 
     quiet_ms: dict[str, float]
     rounds: int
     notes: tuple[str, ...] = ()
+    ratios: tuple[Ratio, ...] = ()
 
 
 class TuneRequest(msgspec.Struct, frozen=True):
-    """Tune the bundle in a slot on local samples: the folder ``samples`` (empty: none) and the line's named frames.
+    """Tune the bundle in a slot on local samples: the folder ``samples`` (empty: none), the files and folders ``given``
+    for this once, the line's named frames, and what is kept from earlier tunings.
 
-    ``state_dir``, ``line`` and ``slot`` name the slot; ``artifact`` is the file that would be deployed untuned. The
-    bundle's ``onnx-fp32`` file, train step and train state are needed beside it. ``iterations`` overrides the
-    manifest's; ``max_seconds`` bounds the iterations; ``max_recall_drop`` is the share of its recall that no class may
-    lose, beyond what the size of the hold-out leaves open (:mod:`kiridashi_agent.gate`).
+    ``state_dir``, ``line`` and ``slot`` name the slot; ``artifact`` is the file that would be deployed untuned, and
+    ``serving`` the folder of the tuned one that serves now, if one does: that has to be beaten then. The bundle's
+    ``onnx-fp32`` file, train step and train state are needed beside it. ``iterations`` overrides the manifest's;
+    ``max_seconds`` and ``max_celsius`` bound the iterations; ``max_recall_drop`` is the share of its recall that no
+    class may lose, beyond what the size of the hold-out leaves open (:mod:`kiridashi_agent.gate`). ``memory_bytes`` is
+    what the child may use, as far as there is a limit; ``skip`` names sizes of the train step that went over it.
     """
 
     state_dir: str
     line: str
-    slot: Slot
+    slot: Place
     artifact: str
     samples: str
     device: str
@@ -114,6 +166,11 @@ class TuneRequest(msgspec.Struct, frozen=True):
     iterations: int | None = None
     max_seconds: float = 300.0
     max_recall_drop: float = 0.1
+    given: tuple[str, ...] = ()
+    serving: str = ""
+    max_celsius: float = 75.0
+    memory_bytes: int | None = None
+    skip: tuple[str, ...] = ()
 
 
 class TuneOutcome(msgspec.Struct, frozen=True):
@@ -128,7 +185,27 @@ class TuneOutcome(msgspec.Struct, frozen=True):
     model_digest: str
 
 
-Result = TypeVar("Result", ProbeReport, Measurement, Interleaved, TuneOutcome)
+class ClassSurvey(msgspec.Struct, frozen=True):
+    """A class's samples to learn from and held out.
+
+    ``refused_from`` is how many of its hold-out samples have to be lost for the gate to refuse a tuned model; ``None``
+    if they are too few for that.
+    """
+
+    learn: int
+    holdout: int
+    refused_from: int | None
+
+
+class Survey(msgspec.Struct, frozen=True):
+    """What a tuning would use. ``shortage`` says why it could not be judged, empty if it could."""
+
+    classes: dict[str, ClassSurvey]
+    sources: dict[str, int]
+    shortage: str
+
+
+Result = TypeVar("Result", ProbeReport, AccuracyCheck, Measurement, Interleaved, TuneOutcome, Survey)
 
 
 def probe(request: ProbeRequest, limits: Limits = PROBE_LIMITS) -> ProbeReport:
@@ -141,6 +218,18 @@ def probe(request: ProbeRequest, limits: Limits = PROBE_LIMITS) -> ProbeReport:
     """
     subject = f"probing {request.artifact} in {request.folder}"
     return _run("probe", request, ProbeReport, limits, subject)
+
+
+def check_accuracy(request: AccuracyRequest, limits: Limits = PROBE_LIMITS) -> AccuracyCheck:
+    """Compare an artifact's accuracy with the float file's; a loss is a result, not an error.
+
+    Raises:
+        BundleError: the bundle is damaged, or has no float file to compare with.
+        RuntimeUnavailableError: the artifact's runtime is not installed.
+        JobError: the child crashed, hung or reached its memory limit.
+    """
+    subject = f"checking the accuracy of {request.artifact} in {request.folder}"
+    return _run("accuracy", request, AccuracyCheck, limits, subject)
 
 
 def measure(request: MeasureRequest, limits: Limits = MEASURE_LIMITS) -> Measurement:
@@ -159,29 +248,21 @@ def measure(request: MeasureRequest, limits: Limits = MEASURE_LIMITS) -> Measure
     return _run("measure", request, Measurement, limits, subject)
 
 
-def measure_file(path: Path, threads: int = 1, limits: Limits = MEASURE_LIMITS) -> Measurement:
-    """Measure a ``.onnx`` or ``.tflite`` file that has no bundle; the input's shape is the model's own.
-
-    Raises: as :func:`measure`.
-    """
-    return measure(MeasureRequest(folder=str(path), threads=threads), limits)
-
-
 def interleave(request: InterleaveRequest, limits: Limits) -> Interleaved:
     """Time several model files against each other in one fresh process.
 
     Raises: as :func:`measure`.
     """
-    return _run(
-        "interleave", request, Interleaved, limits, f"measuring {len(request.graphs)} files in {request.folder}"
-    )
+    subject = f"measuring {len(request.graphs)} files in {request.folder or 'one process'}"
+    return _run("interleave", request, Interleaved, limits, subject)
 
 
 def tune(request: TuneRequest, limits: Limits = TUNE_LIMITS) -> TuneOutcome:
     """Tune on local samples and validate on the local hold-out; files are left in the slot only when kept.
 
     A worse model, too few samples, or diverging iterations are results (``report.kept`` is false, with the reason),
-    not errors.
+    not errors. When the child reaches its memory limit during the iterations, it is started again without the size of
+    the train step that did not fit.
 
     Raises:
         InputError: the samples cannot be read.
@@ -190,16 +271,33 @@ def tune(request: TuneRequest, limits: Limits = TUNE_LIMITS) -> TuneOutcome:
         JobError: the child crashed, hung or reached its memory limit; the slot is as before.
     """
     subject = f"tuning line {request.line} in slot {request.slot}"
-    try:
-        return _run("tune", request, TuneOutcome, limits, subject, nice=TUNE_NICE)
-    except JobError as error:
-        error.exit_code = ExitCode.TUNE
-        raise
+    request = msgspec.structs.replace(request, memory_bytes=limits.memory_bytes)
+    trying = LineSlots(Path(request.state_dir), request.line).folder(request.slot) / TRYING_NAME
+    while True:
+        try:
+            return _run("tune", request, TuneOutcome, limits, subject, nice=TUNE_NICE)
+        except JobError as error:
+            failed = trying.read_text() if trying.is_file() else ""
+            if not isinstance(error, MemoryLimitError) or not failed or failed in request.skip:
+                error.exit_code = ExitCode.TUNE
+                raise
+            request = msgspec.structs.replace(request, skip=(*request.skip, failed))
+
+
+def survey(request: TuneRequest, limits: Limits = TUNE_LIMITS) -> Survey:
+    """Look at the samples of a tuning of the bundle in ``request.slot``; changes nothing.
+
+    Raises:
+        InputError, StateError: the samples cannot be read.
+        BundleError: the slot has no bundle.
+        JobError: the child crashed, hung or reached its memory limit.
+    """
+    return _run("survey", request, Survey, limits, f"reading the samples of line {request.line}")
 
 
 def _run(
     job: str,
-    request: ProbeRequest | MeasureRequest | InterleaveRequest | TuneRequest,
+    request: ProbeRequest | AccuracyRequest | MeasureRequest | InterleaveRequest | TuneRequest,
     result: type[Result],
     limits: Limits,
     subject: str,

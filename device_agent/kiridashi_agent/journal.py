@@ -1,8 +1,8 @@
 """What the agent knows of its lines, durable before it acts on it.
 
-One small file per line, one for a profile that was asked for, and one for the device, each replaced as a whole. A file
-that cannot be read is set aside and the line starts from ``idle``: the active slot is not touched by that, so the old
-model keeps serving.
+One small file per line and one for its last tuning, one for a profile that was asked for, and one for the device, each
+replaced as a whole. A file that cannot be read is set aside and the line starts from ``idle``: the active slot is not
+touched by that, so the old model keeps serving.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 from kiridashi.artifacts import write_atomic
+from kiridashi.budget import Measurement
 from kiridashi.errors import StateError
-from kiridashi.messages import LineState, ProbesState, check_name
+from kiridashi.messages import ErrorReport, LineState, ProbesState, TuneReport, check_name
 from kiridashi.slots import Slot
 
 _LOG = logging.getLogger(__name__)
@@ -67,13 +68,39 @@ class ProfileRecord(msgspec.Struct, frozen=True):
     spent_s: float = 0.0
 
 
+class TuneRecord(msgspec.Struct, frozen=True):
+    """The last tuning of the model that serves, beside any update.
+
+    Attributes:
+        phase: "tuning" on the bench; "activating": what was tuned is good and moves into ``slot``; then "done" (kept or
+            not, see ``report``), "failed" (see ``error``), or "interrupted" before its end.
+        trigger: a person "asked", or enough newly "named" frames came.
+        base: digest of the model that served when it began.
+        slot, artifact, digest: what is to be activated; ``measured`` if it is another file than what served.
+        answers: the newest answers of people that it took into account, the newest last.
+        attempts: how often it was started by itself without an end.
+    """
+
+    phase: Literal["tuning", "activating", "done", "failed", "interrupted"]
+    trigger: Literal["asked", "named"]
+    base: str
+    slot: Slot | None = None
+    artifact: str = ""
+    digest: str = ""
+    measured: Measurement | None = None
+    answers: tuple[str, ...] = ()
+    attempts: int = 0
+    report: TuneReport | None = None
+    error: ErrorReport | None = None
+
+
 class DeviceRecord(msgspec.Struct, frozen=True):
     """The highest generation of the desired state that the lines' records follow."""
 
     generation: int = 0
 
 
-_Record = TypeVar("_Record", LineRecord, ProfileRecord, DeviceRecord)
+_Record = TypeVar("_Record", LineRecord, ProfileRecord, TuneRecord, DeviceRecord)
 
 
 class Journal:
@@ -106,6 +133,14 @@ class Journal:
         else:
             write_atomic(self._folder / _PROFILE, msgspec.json.encode(record, order="sorted"), mode=0o600)
 
+    def tuning(self, line: str) -> TuneRecord | None:
+        """The last tuning of what a line serves; ``None`` when there was none, or its record cannot be read."""
+        return self._read(self._tune_file(line), TuneRecord)
+
+    def write_tuning(self, line: str, record: TuneRecord) -> None:
+        """Make a tuning's record durable."""
+        write_atomic(self._tune_file(line), msgspec.json.encode(record, order="sorted"), mode=0o600)
+
     def device(self) -> DeviceRecord:
         """The device's record; a fresh one when there is none or it cannot be read."""
         return self._read(self._folder / _DEVICE, DeviceRecord) or DeviceRecord()
@@ -135,6 +170,9 @@ class Journal:
 
     def _line_file(self, line: str) -> Path:
         return self._folder / f"{check_name(line, 'line')}.line.json"
+
+    def _tune_file(self, line: str) -> Path:
+        return self._folder / f"{check_name(line, 'line')}.tune.json"
 
     def _read(self, path: Path, kind: type[_Record]) -> _Record | None:
         try:

@@ -41,16 +41,15 @@ def patch_artifact(source: Path, patches: Sequence[Patch], values: Mapping[str, 
         new = values.get(patch.parameter)
         if new is None or new.size != old.size or not np.isfinite(new).all():
             raise BundleError(f"no usable values for '{patch.parameter}' of {source.name}")
-        shaped = new.reshape(patch.shape)
-        piece = np.ascontiguousarray(shaped.T if patch.transposed else shaped, dtype="<f4").tobytes()
+        piece = np.ascontiguousarray(new.reshape(patch.shape).transpose(patch.order), dtype="<f4").tobytes()
         data[patch.offset : patch.offset + len(piece)] = piece
     write_atomic(destination, bytes(data))
 
 
 def _read(data: bytes | bytearray, patch: Patch, path: Path) -> FloatArray:
     count = math.prod(patch.shape)
-    if patch.offset + 4 * count > len(data) or (patch.transposed and len(patch.shape) != 2):
+    if patch.offset + 4 * count > len(data) or len(patch.order) != len(patch.shape):
         raise BundleError(f"the place of '{patch.parameter}' in {path} lies outside the file or has no transpose")
     flat = np.frombuffer(data, "<f4", count, patch.offset)
-    values = flat.reshape(patch.shape[::-1]).T if patch.transposed else flat.reshape(patch.shape)
-    return values.astype(np.float32)
+    stored = flat.reshape([patch.shape[axis] for axis in patch.order])
+    return np.ascontiguousarray(stored.transpose(np.argsort(patch.order)), np.float32)

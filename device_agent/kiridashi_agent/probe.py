@@ -52,8 +52,8 @@ def run(request: ProbeRequest) -> ProbeReport:
     manifest = read_manifest(folder)
     artifact = manifest.artifact(request.artifact)
     check_file(folder / artifact.name, artifact)
-    frames, expected = _known(folder, manifest, artifact)
-    model = open_model(folder / artifact.name, artifact, request.threads, manifest.artifacts)
+    frames, expected = known_outputs(folder, manifest, artifact)
+    model = open_model(folder / artifact.name, artifact, request.threads, manifest.artifacts, request.providers)
     batch = to_input(frames, manifest.preprocessing, model.layout)
     got = np.concatenate([model.run(batch[n : n + 1]) for n in range(len(batch))])
     return compare(artifact, expected, got, model.runtime)
@@ -98,7 +98,12 @@ def read_manifest(folder: Path) -> Manifest:
     return decode_manifest(path.read_bytes(), str(path))
 
 
-def _known(folder: Path, manifest: Manifest, artifact: Artifact) -> tuple[NDArray[np.uint8], FloatArray]:
+def known_outputs(folder: Path, manifest: Manifest, artifact: Artifact) -> tuple[NDArray[np.uint8], FloatArray]:
+    """The bundle's known frames, uint8 [N, H, W, 3], and an artifact's logits of them [N, classes].
+
+    Raises:
+        BundleError: the bundle has no probe, or none for this artifact, or it is damaged.
+    """
     entry = manifest.of_kind("probe")
     if entry is None:
         raise BundleError(f"the bundle in {folder} has no probe", next_step="export the bundle again")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from pathlib import Path
 
 import kiridashi
 from kiridashi.messages import LineState, Reported
 
 from kiridashi_agent.journal import Journal
+from kiridashi_agent.machine import resident_bytes
 
 # A process that only waits has no use for these; one of them loaded would cost tens of megabytes.
 HEAVY_MODULES = (
@@ -40,12 +40,3 @@ def build_report(device: str, lines: Collection[str], journal: Journal) -> Repor
         modules_forbidden_loaded=tuple(name for name in HEAVY_MODULES if name in sys.modules),
         probes=profile.state if profile else None,
     )
-
-
-def resident_bytes(status: Path = Path("/proc/self/status")) -> int:
-    """This process's resident set (``VmRSS``) in bytes, 0 where the kernel does not tell."""
-    try:
-        rows = dict(row.split(":", 1) for row in status.read_text().splitlines() if ":" in row)
-    except OSError:
-        return 0
-    return int(rows.get("VmRSS", "0 kB").split()[0]) * 1024

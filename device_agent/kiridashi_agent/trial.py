@@ -1,4 +1,4 @@
-"""Trying a bundle's files on this device: each one probed, each one measured, by child processes."""
+"""Trying a bundle's files on this device: probed, compared with the float file, and measured, by child processes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Protocol
 
 from kiridashi.budget import MIB, Measurement, measure_against
-from kiridashi.errors import KiridashiError
+from kiridashi.config import LineSection
+from kiridashi.errors import BundleError, KiridashiError
 from kiridashi.manifest import Artifact, Manifest
+from kiridashi.messages import AccuracyCheck, ArtifactTrial
 
-from kiridashi_agent.choice import Measured, judged
-from kiridashi_agent.jobs import MeasureRequest, ProbeReport, ProbeRequest, TuneOutcome, TuneRequest
+from kiridashi_agent.choice import FLOAT_KINDS, Measured, judged
+from kiridashi_agent.jobs import (
+    AccuracyRequest,
+    MeasureRequest,
+    ProbeReport,
+    ProbeRequest,
+    TuneOutcome,
+    TuneRequest,
+)
 from kiridashi_agent.process import JobCancelledError, Limits
 
 _LOG = logging.getLogger(__name__)
@@ -27,6 +36,10 @@ class Jobs(Protocol):
 
     def probe(self, request: ProbeRequest, limits: Limits) -> ProbeReport:
         """Compare a file's outputs on this device with the known ones."""
+        ...
+
+    def check_accuracy(self, request: AccuracyRequest, limits: Limits) -> AccuracyCheck:
+        """Compare a file's accuracy on this device with the float file's."""
         ...
 
     def measure(self, request: MeasureRequest, limits: Limits) -> Measurement:
@@ -43,44 +56,72 @@ class Trial:
 
     Args:
         jobs: the child processes.
+        state_dir: the device's state folder, where named frames are.
         folder: the slot's folder.
         manifest: the bundle's manifest.
-        threads: threads inside one prediction.
+        section: the line's settings.
         limits: time, and the event that ends a job.
     """
 
-    def __init__(self, jobs: Jobs, folder: Path, manifest: Manifest, threads: int, limits: Limits) -> None:
+    def __init__(
+        self, jobs: Jobs, state_dir: Path, folder: Path, manifest: Manifest, section: LineSection, limits: Limits
+    ) -> None:
         self._jobs = jobs
+        self._state_dir = state_dir
         self._folder = folder
         self._manifest = manifest
-        self._threads = threads
+        self._section = section
         self._limits = limits
 
-    def probe(self, artifacts: Sequence[Artifact]) -> tuple[str, ...]:
-        """The names of the files that give the known outputs here.
+    def probe(self, artifacts: Sequence[Artifact]) -> tuple[tuple[ArtifactTrial, ...], KiridashiError | None]:
+        """What became of each file: those without a reason give the known outputs here, and are accurate enough.
+
+        When none is left, also the error to report: the first file's, or what was lost.
 
         Raises:
-            KiridashiError: none does; the first one's error.
             JobCancelledError: the agent is shutting down.
         """
-        passed: list[str] = []
+        trials: list[ArtifactTrial] = []
         failures: list[KiridashiError] = []
         for artifact in artifacts:
             try:
-                self._jobs.probe(ProbeRequest(str(self._folder), artifact.name, self._threads), self._limits)
+                trials.append(self._gate(artifact))
             except JobCancelledError:
                 raise
             except KiridashiError as error:
-                _LOG.warning("%s failed its probe: %s", artifact.name, error)
+                _LOG.warning("%s failed its checks: %s", artifact.name, error)
                 failures.append(error)
-            else:
-                passed.append(artifact.name)
-        if failures and not passed:
-            raise failures[0]
-        return tuple(passed)
+                trials.append(ArtifactTrial(artifact.name, reason=f"failed its checks: {error}"))
+        if not all(trial.reason for trial in trials):
+            return tuple(trials), None
+        inaccurate = BundleError(
+            f"no file of line '{self._manifest.line}' version {self._manifest.version} is accurate enough here",
+            why="; ".join(f"{trial.artifact}: {trial.reason}" for trial in trials),
+            next_step="raise max_accuracy_drop of the line, or publish a bundle with a float file for this device",
+        )
+        return tuple(trials), failures[0] if failures else inaccurate
 
-    def measure(self, artifacts: Sequence[Artifact]) -> tuple[list[Measured], list[KiridashiError]]:
-        """Every file's measurement and verdict, and the errors of those that could not be measured.
+    def _gate(self, artifact: Artifact) -> ArtifactTrial:
+        section, folder = self._section, str(self._folder)
+        self._jobs.probe(ProbeRequest(folder, artifact.name, section.threads, section.providers), self._limits)
+        if artifact.kind in FLOAT_KINDS:
+            return ArtifactTrial(artifact.name)
+        request = AccuracyRequest(
+            state_dir=str(self._state_dir),
+            line=self._manifest.line,
+            folder=folder,
+            artifact=artifact.name,
+            samples=str(section.samples or ""),
+            threads=section.threads,
+            providers=section.providers,
+            max_drop=section.max_accuracy_drop,
+        )
+        check = self._jobs.check_accuracy(request, self._limits)
+        _LOG.info("%s: %s", artifact.name, check.reason)
+        return ArtifactTrial(artifact.name, reason="" if check.passed else check.reason, accuracy=check)
+
+    def measure(self, artifacts: Sequence[Artifact]) -> tuple[list[Measured], dict[str, KiridashiError]]:
+        """Every file's measurement and verdict, and by name the errors of those that could not be measured.
 
         Raises:
             JobCancelledError: the agent is shutting down.
@@ -90,9 +131,11 @@ class Trial:
         killed_at = None if limit is None else int(max(limit * MEASURE_HEADROOM, limit + MEASURE_HEADROOM_BYTES))
         limits = Limits(self._limits.seconds, killed_at, self._limits.cancel)
         measured: list[Measured] = []
-        failures: list[KiridashiError] = []
+        failures: dict[str, KiridashiError] = {}
         for artifact in artifacts:
-            request = MeasureRequest(str(self._folder), artifact.name, self._threads)
+            request = MeasureRequest(
+                str(self._folder), artifact.name, self._section.threads, providers=self._section.providers
+            )
             try:
                 measurement = measure_against(budget, partial(self._jobs.measure, request, limits))
                 entry = judged(artifact, budget, measurement)
@@ -100,7 +143,7 @@ class Trial:
                 raise
             except KiridashiError as error:
                 _LOG.warning("%s could not be measured: %s", artifact.name, error)
-                failures.append(error)
+                failures[artifact.name] = error
                 continue
             _LOG.info("%s is %s", artifact.name, entry.verdict.describe(budget, entry.measurement))
             measured.append(entry)

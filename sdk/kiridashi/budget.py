@@ -72,6 +72,39 @@ class Budget(msgspec.Struct, frozen=True):
         return ",".join(parts) or "unlimited"
 
 
+Range = tuple[float, float]
+
+
+class Conditions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What surrounded a measurement while it ran; ``None`` or empty where the board does not tell.
+
+    Attributes:
+        seconds: how long the predictions were timed.
+        processors: how many this machine has.
+        others: processors that other processes kept busy, on average.
+        stolen: processors that a hypervisor gave to other machines, on average.
+        preempted: how often the kernel took the processor away from the measured process.
+        governor: of the processor's frequency.
+        mhz: mean frequency of the processors, before and after.
+        celsius: the hottest place that the board reports, before and after.
+        throttled: what slowed the processor down meanwhile, in words.
+        throttled_earlier: what did since the board was started, in words.
+        virtual: the hypervisor, if this is a virtual machine.
+    """
+
+    seconds: float
+    processors: int
+    others: float | None = None
+    stolen: float | None = None
+    preempted: int = 0
+    governor: str = ""
+    mhz: Range | None = None
+    celsius: Range | None = None
+    throttled: tuple[str, ...] = ()
+    throttled_earlier: tuple[str, ...] = ()
+    virtual: str = ""
+
+
 class Measurement(msgspec.Struct, frozen=True):
     """What one model file was measured to need, in a fresh process of its own.
 
@@ -80,6 +113,21 @@ class Measurement(msgspec.Struct, frozen=True):
     and ``notes`` says so. ``quiet_ms`` is one prediction without disturbance: with one thread the 10th percentile of
     its processor time, else of wall time; 0 where it is not known. ``memory_limit`` says how a limit was enforced:
     ``"cgroup"``, ``"rlimit"`` or ``"none"``.
+
+    The fields from ``provider`` on are empty, 0 or ``None`` where the measurement is an older program's, or the board
+    does not report them; nothing is estimated in their place.
+
+    Attributes:
+        provider: what computed the model, as the runtime says.
+        timed: "line": preprocessing, runtime and softmax, as a line predicts; "model": the runtime's call alone.
+        first_ms: the first prediction after loading.
+        load_peak_bytes: peak resident set until the first prediction was done; an engine is built in that time.
+        steady_bytes: resident set after the last prediction.
+        p50_ci_ms, p95_ci_ms, p99_ci_ms: 95 % confidence intervals; ``None`` when the runs are too few for one.
+        independent_runs: as many independent runs tell as much of the median as these runs, which depend on each other.
+        gpu_bytes, gpu_load_peak_bytes: memory that the process held for the GPU at the end, and at most while loading.
+        energy_mj, power_w: energy of one prediction and mean power, of everything on the rail that ``energy_of`` names.
+        conditions: what surrounded the measurement.
     """
 
     memory_bytes: int
@@ -95,6 +143,21 @@ class Measurement(msgspec.Struct, frozen=True):
     memory_limit: Literal["cgroup", "rlimit", "none"] = "none"
     notes: tuple[str, ...] = ()
     quiet_ms: float = 0.0
+    provider: str = ""
+    timed: Literal["line", "model"] = "line"
+    first_ms: float = 0.0
+    load_peak_bytes: int = 0
+    steady_bytes: int = 0
+    p50_ci_ms: Range | None = None
+    p95_ci_ms: Range | None = None
+    p99_ci_ms: Range | None = None
+    independent_runs: int = 0
+    gpu_bytes: int | None = None
+    gpu_load_peak_bytes: int | None = None
+    energy_mj: float | None = None
+    power_w: float | None = None
+    energy_of: str = ""
+    conditions: Conditions | None = None
 
 
 class Verdict(msgspec.Struct, frozen=True):

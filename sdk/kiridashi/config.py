@@ -14,6 +14,7 @@ import msgspec
 
 from kiridashi.errors import InputError
 from kiridashi.messages import check_name
+from kiridashi.runtime.protocol import PREFERENCE, Provider
 
 CONFIG_NAME = "config.toml"
 
@@ -48,6 +49,10 @@ class LineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``samples`` is a folder of labelled samples; frames that were named on the device count too. Without any, or with
     ``tune = false``, nothing is tuned.
     ``max_recall_drop`` is the share of its recall that no class may lose by tuning; 1 lets accuracy alone decide.
+    ``tune_after`` is how many newly named frames have the agent tune the active model again by itself; 0: never.
+    ``tune_seconds`` bounds the iterations of one tuning.
+    ``max_accuracy_drop`` is the share of frames that a smaller file may lose against the float file; 1 allows any loss.
+    ``providers`` are what may compute the model, best first; a runtime takes the first that it has.
     """
 
     samples: Path | None = None
@@ -55,16 +60,26 @@ class LineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     tune: bool = True
     max_recall_drop: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    tune_after: Annotated[int, msgspec.Meta(ge=0)] = 0
+    tune_seconds: Seconds = 300.0
+    max_accuracy_drop: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+    providers: Annotated[tuple[Provider, ...], msgspec.Meta(min_length=1)] = PREFERENCE
 
 
 class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``[limits]``: how long to wait and how much to leave free."""
+    """``[limits]``: how long to wait, how much to leave free, and what tuning may take.
+
+    ``tune_memory_mib`` is the memory of the tuning process; 0: what is available when it starts, less 64 MiB.
+    ``tune_max_celsius`` is how hot the board may be: above it tuning pauses, and ends if it stays hot.
+    """
 
     request_timeout_s: Seconds = 10.0
     retry_wait_s: Seconds = 15.0
     job_timeout_s: Seconds = 900.0
     window: Annotated[int, msgspec.Meta(ge=1, le=32)] = 4
     free_disk_mib: Annotated[int, msgspec.Meta(ge=0)] = 16
+    tune_memory_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
+    tune_max_celsius: Annotated[float, msgspec.Meta(gt=0)] = 75.0
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -21,7 +21,7 @@ import numpy as np
 
 from kiridashi.errors import BusyError, InputError, KiridashiError, StateError
 from kiridashi.prediction import Prediction
-from kiridashi.runtime.protocol import PREFERENCE, Provider
+from kiridashi.runtime.protocol import Provider
 from kiridashi.serving import Frames, LineInfo, Serving, load_active, stamp
 from kiridashi.slots import Active, LineSlots, default_state_dir
 from kiridashi.spool import Spool
@@ -54,15 +54,15 @@ class LineModel:
     def __init__(
         self,
         slots: LineSlots,
-        threads: int = 1,
-        providers: Sequence[Provider] = PREFERENCE,
+        threads: int | None = None,
+        providers: Sequence[Provider] | None = None,
         workers: int = 1,
         pending_limit: int = 64,
         spool: Spool | None = None,
         look_interval_s: float = LOOK_INTERVAL_S,
         retry_interval_s: float = RETRY_INTERVAL_S,
     ) -> None:
-        if min(threads, workers, pending_limit) < 1:
+        if min(1 if threads is None else threads, workers, pending_limit) < 1:
             raise InputError("threads, workers and pending_limit are at least 1")
         if spool is not None and spool.folder.line != slots.line:
             raise InputError(f"a spool of line '{spool.folder.line}' cannot take frames of line '{slots.line}'")
@@ -71,7 +71,7 @@ class LineModel:
         self._closes_spool = False
         self._slots = slots
         self._threads = threads
-        self._providers = tuple(providers)
+        self._providers = None if providers is None else tuple(providers)
         self._intervals_s = (look_interval_s, retry_interval_s)
         self._closed = False
         self._swap_lock = threading.Lock()
@@ -92,8 +92,8 @@ class LineModel:
         cls,
         line: str,
         state_dir: Path | str | None = None,
-        threads: int = 1,
-        providers: Sequence[Provider] = PREFERENCE,
+        threads: int | None = None,
+        providers: Sequence[Provider] | None = None,
         workers: int = 1,
         pending_limit: int = 64,
         spool: Spool | bool = False,
@@ -103,9 +103,9 @@ class LineModel:
         Args:
             line: the line's name.
             state_dir: the device's state folder; ``$KIRIDASHI_STATE``, else ``/var/lib/kiridashi``.
-            threads: threads inside one prediction.
-            providers: what may compute the model, best first; :meth:`info` tells what was chosen. The agent measures
-                with the default, so its figures do not hold for another choice.
+            threads: threads inside one prediction; by default as many as the agent measured with, else 1.
+            providers: what may compute the model, best first; :meth:`info` tells what was chosen. The default is what
+                the agent measured with, ``providers`` of the line in ``config.toml``: its figures hold for no other.
             workers: predictions of :meth:`predict_async` that run at once.
             pending_limit: predictions of :meth:`predict_async` that may wait or run.
             spool: ``True`` offers every predicted frame to the line's spool, for people to name; :meth:`close` closes
@@ -144,7 +144,7 @@ class LineModel:
 
     def info(self) -> LineInfo:
         """What is serving and what computes it. Raises StateError after :meth:`close`."""
-        return self._current().info(self._slots.line, self._threads, self.swap_error)
+        return self._current().info(self._slots.line, self.swap_error)
 
     def predict(self, frames: Frames) -> Prediction:
         """Predict one frame, uint8 RGB [H, W, 3], a batch [N, H, W, 3], or a list of frames; resized where needed.

@@ -24,9 +24,9 @@ _DAY_S = 24 * 3600
 def _configure_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--line", action="append", required=True, metavar="NAME", help="the line; may be repeated")
     parser.add_argument("--state", type=Path, metavar="DIR", help="the device's state folder")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads inside one prediction")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads inside one prediction (default: as measured)")
     parser.add_argument(
-        "--provider", action="append", choices=PREFERENCE, help="what may compute it, best first; default: the best"
+        "--provider", action="append", choices=PREFERENCE, help="what may compute it, best first (default: as measured)"
     )
 
 
@@ -77,7 +77,7 @@ def _info(arguments: argparse.Namespace) -> Outcome:
 
 
 def _open(line: str, arguments: argparse.Namespace, *, spool: bool = False) -> LineModel:
-    return LineModel.open(line, arguments.state, arguments.threads, arguments.provider or PREFERENCE, spool=spool)
+    return LineModel.open(line, arguments.state, arguments.threads, arguments.provider, spool=spool)
 
 
 COMMANDS = (

@@ -34,6 +34,9 @@ ArtifactKind = Literal[
     "train-state",
     "probe",
 ]
+VariantName = Literal["biases", "last-blocks", "all"]
+"""How much the iterations train: biases of the last blocks, all weights of the last blocks, or everything; with each
+the head. The head alone is fitted in closed form and needs no graph."""
 RuntimeName = Literal["onnxruntime", "litert"]
 RUNTIME_OF_KIND: dict[str, RuntimeName] = {
     "onnx-fp32": "onnxruntime",
@@ -59,13 +62,20 @@ class Parity(msgspec.Struct, frozen=True):
 class Patch(msgspec.Struct, frozen=True):
     """Where a tunable parameter's float32 little-endian values lie in an artifact file.
 
-    ``shape`` is the parameter's own shape; with ``transposed`` the file holds the two axes swapped.
+    ``shape`` is the parameter's own shape; with ``transposed`` the file holds the two axes swapped, and with ``axes``
+    these axes of the parameter in this order.
     """
 
     parameter: str
     offset: int
     shape: tuple[int, ...]
     transposed: bool = False
+    axes: tuple[int, ...] = ()
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The parameter's axes in the order of the file."""
+        return self.axes or ((1, 0) if self.transposed else tuple(range(len(self.shape))))
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -95,6 +105,22 @@ class Preprocessing(msgspec.Struct, frozen=True):
     std: tuple[float, float, float]
 
 
+class TrainVariant(msgspec.Struct, frozen=True):
+    """One size of the train step: its graph, what it trains, and an estimate of what it costs.
+
+    ``peak_bytes`` is what the runtime needs at most for weights, momenta and activations together, beside the process
+    itself. ``macs`` are multiply-accumulates of an iteration, ``moved_bytes`` what its other operators read and write.
+    """
+
+    name: VariantName
+    graph: str
+    parameters: tuple[str, ...]
+    learning_rate: float
+    peak_bytes: int
+    macs: int
+    moved_bytes: int
+
+
 class TrainSpec(msgspec.Struct, frozen=True):
     """How the device tunes: closed-form head first, then iterations of the train-step graph.
 
@@ -103,6 +129,10 @@ class TrainSpec(msgspec.Struct, frozen=True):
     outputs are ``loss`` [], ``gradient_norm`` [] (before clipping), ``new.<name>`` and ``new.momentum.<name>``.
     ``state`` is an npz with the initial parameters. The ONNX inference artifact has a second output ``features`` [N, D]
     for the closed-form head.
+
+    ``variants`` are several sizes of the train step, smallest first; the device takes the largest that it can afford.
+    ``graph`` and ``parameters`` are the smallest one. What ``state`` does not hold is read from the ONNX float32 file,
+    which the graphs also read their frozen weights from: it has to lie beside them.
     """
 
     graph: str
@@ -114,6 +144,7 @@ class TrainSpec(msgspec.Struct, frozen=True):
     head_weight: str
     head_bias: str
     head_ridge: float
+    variants: tuple[TrainVariant, ...] = ()
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,5 +237,6 @@ def _check_artifact(artifact: Artifact, source: str) -> None:
     if not all(_SHA256.fullmatch(digest) for digest in digests):
         raise BundleError(f"{source}: a digest of '{artifact.name}' is malformed")
     for patch in artifact.patches:
-        if patch.offset < 0 or any(extent <= 0 for extent in patch.shape):
+        rank = len(patch.shape)
+        if patch.offset < 0 or any(extent <= 0 for extent in patch.shape) or sorted(patch.order) != [*range(rank)]:
             raise BundleError(f"{source}: the place of '{patch.parameter}' in '{artifact.name}' is malformed")

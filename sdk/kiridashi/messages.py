@@ -157,8 +157,33 @@ class Delivery(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class VariantCost(msgspec.Struct, frozen=True):
+    """What one size of the train step costs this device, and what became of it.
+
+    ``peak_bytes`` is the estimate for the whole process. ``seconds`` are those of all iterations: measured if it ran,
+    otherwise scaled from one that did; 0 where none did. ``outcome`` says why it was taken or not.
+    """
+
+    name: str
+    peak_bytes: int
+    seconds: float
+    outcome: str
+
+
 class TuneReport(msgspec.Struct, frozen=True):
-    """What local tuning did. Accuracies are on the device's own hold-out, as shares of 1."""
+    """What local tuning did. Accuracies are on the device's own hold-out, as shares of 1.
+
+    ``accuracy_before`` is that of the shipped file, or of the tuned one where that was serving.
+
+    Attributes:
+        bound: what ended the iterations early: "time", "temperature", or nothing.
+        paused_s: seconds for which the board was too hot to go on.
+        celsius: the highest temperature seen; ``None`` where the board has no sensor.
+        sources: samples by where they came from: "files", "given", "named", "kept".
+        stale: files of the bundle that do not have the tuned weights; they are not used while those serve.
+        variant: the size of the train step that ran, ``head`` if only the closed form was used.
+        variants: all sizes that the bundle has.
+    """
 
     iterations: int
     seconds: float
@@ -173,10 +198,68 @@ class TuneReport(msgspec.Struct, frozen=True):
     kept: bool
     reason: str
     worst_recall_drop: float = 0.0
+    bound: str = ""
+    paused_s: float = 0.0
+    celsius: float | None = None
+    sources: dict[str, int] = {}
+    stale: tuple[str, ...] = ()
+    variant: str = ""
+    variants: tuple[VariantCost, ...] = ()
+
+
+class AccuracyCheck(msgspec.Struct, frozen=True):
+    """Whether a smaller file is as good as the float file, on this device.
+
+    Attributes:
+        basis: "holdout": the device's own labelled frames; "probe": the bundle's known frames, which have no labels, so
+            a frame counts as lost when the best class differs.
+        samples: frames that were compared.
+        reference: the float file.
+        drop: share of the frames that were lost, less those that were won.
+        allowed: ``max_accuracy_drop`` of the line.
+        passed: no more is lost than allowed, or no more than chance explains.
+        reason: the numbers in words.
+    """
+
+    basis: Literal["holdout", "probe"]
+    samples: int
+    reference: str
+    drop: float
+    allowed: float
+    passed: bool
+    reason: str
+
+
+class ArtifactTrial(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the device found of one file of the bundle, and why it was chosen or not.
+
+    Attributes:
+        artifact: the file's name.
+        chosen: whether it is the one that goes live untuned, or is tuned.
+        reason: why, in words.
+        provider: what computed it; empty if it was not measured.
+        latency_p95_ms, memory_bytes, within: as measured, and whether that is inside the budget.
+        accuracy: how it compares with the float file; ``None`` for a float file, and where its probe failed.
+    """
+
+    artifact: str
+    chosen: bool = False
+    reason: str = ""
+    provider: str = ""
+    latency_p95_ms: float | None = None
+    memory_bytes: int | None = None
+    within: bool | None = None
+    accuracy: AccuracyCheck | None = None
 
 
 class LineState(msgspec.Struct, frozen=True):
-    """What is true of one line on the device."""
+    """What is true of one line on the device.
+
+    ``tune`` is the last tuning, that of the target or a later one of the model that serves. ``tuning`` says in words
+    what it came to, or why weights that were tuned here are given up with this target; empty if there is nothing to
+    say.
+    ``trials`` are the files that this device could run, each with what became of it.
+    """
 
     phase: Phase
     target: str = ""
@@ -190,6 +273,8 @@ class LineState(msgspec.Struct, frozen=True):
     tune: TuneReport | None = None
     delivery: Delivery | None = None
     error: ErrorReport | None = None
+    tuning: str = ""
+    trials: tuple[ArtifactTrial, ...] = ()
 
 
 class ProbesState(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from kiridashi.manifest import Artifact, Manifest, decode_manifest
 from kiridashi.prediction import Prediction
 from kiridashi.preprocess import model_input, softmax
 from kiridashi.runtime import open_model
-from kiridashi.runtime.protocol import Layout, LoadedModel, Provider
+from kiridashi.runtime.protocol import PREFERENCE, Layout, LoadedModel, Provider
 from kiridashi.slots import TUNED_NAME, Active, LineSlots
 from kiridashi.trust import check_tuned, load_public_key
 
@@ -68,6 +68,7 @@ class Serving:
     manifest: Manifest
     artifact: Artifact
     model: LoadedModel
+    threads: int
 
     def predict(self, frames: Frames) -> Prediction:
         """Predict a frame uint8 [H, W, 3], a batch [N, H, W, 3] or a list of frames.
@@ -83,7 +84,7 @@ class Serving:
             values[0] if one else values, manifest.labels, self.active.model_digest, self.manifest.version
         )
 
-    def info(self, line: str, threads: int, swap_error: KiridashiError | None) -> LineInfo:
+    def info(self, line: str, swap_error: KiridashiError | None) -> LineInfo:
         """This model as :class:`LineInfo` has it."""
         size = self.manifest.preprocessing
         return LineInfo(
@@ -96,7 +97,7 @@ class Serving:
             kind=self.artifact.kind,
             runtime=self.model.runtime,
             provider=self.model.provider,
-            threads=threads,
+            threads=self.threads,
             layout=self.model.layout,
             height=size.height,
             width=size.width,
@@ -122,9 +123,11 @@ class Serving:
 
 
 def load_active(
-    slots: LineSlots, threads: int, providers: Sequence[Provider], attempts: int = _LOAD_ATTEMPTS
+    slots: LineSlots, threads: int | None, providers: Sequence[Provider] | None, attempts: int = _LOAD_ATTEMPTS
 ) -> Serving:
     """Load what the pointer names; if the pointer is replaced meanwhile, a failure is the old one's: try again.
+
+    ``threads`` and ``providers`` that are ``None`` are those of the pointer: what the agent measured.
 
     Raises:
         StateError: no model is active, the state folder is damaged, or memory is short.
@@ -143,8 +146,10 @@ def load_active(
         raise StateError(f"the model of line '{slots.line}' cannot be read", why=why) from error
 
 
-def _load_once(slots: LineSlots, threads: int, providers: Sequence[Provider]) -> Serving:
+def _load_once(slots: LineSlots, threads: int | None, providers: Sequence[Provider] | None) -> Serving:
     active = slots.served()
+    threads = threads or active.threads or 1
+    providers = providers or active.providers or PREFERENCE
     folder = slots.folder(active.slot)
     manifest = decode_manifest((folder / MANIFEST_NAME).read_bytes(), str(folder / MANIFEST_NAME))
     artifact = manifest.artifact(active.artifact)
@@ -156,7 +161,8 @@ def _load_once(slots: LineSlots, threads: int, providers: Sequence[Provider]) ->
         raise TrustError(f"the manifest in {folder} is not the one that was activated")
     else:
         check_file(path, artifact)
-    serving = Serving(active, manifest, artifact, open_model(path, artifact, threads, manifest.artifacts, providers))
+    model = open_model(path, artifact, threads, manifest.artifacts, providers)
+    serving = Serving(active, manifest, artifact, model, threads)
     serving.warm_up()
     return serving
 

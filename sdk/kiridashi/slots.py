@@ -2,7 +2,8 @@
 
 ``<state>/lines/<line>/{a,b}/`` hold a manifest and its files, ``tuned/`` inside a slot the locally tuned ones;
 ``active.json`` is the pointer, replaced atomically. One process writes (the agent), any number read, and reading
-needs no agent. Nothing here imports numpy.
+needs no agent. ``bench/`` is where the active bundle is tuned again; what is good moves from there into the slot that
+does not serve. Nothing here imports numpy.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 from kiridashi.artifacts import MANIFEST_NAME, sync_folder, write_atomic
 from kiridashi.errors import StateError
 from kiridashi.messages import check_name
+from kiridashi.runtime.protocol import Provider
 
 DEFAULT_STATE_DIR = "/var/lib/kiridashi"
 STATE_VARIABLE = "KIRIDASHI_STATE"
@@ -25,18 +27,23 @@ POINTER_NAME = "active.json"
 MAX_POINTER_BYTES = 16 * 1024
 
 Slot = Literal["a", "b"]
+Place = Literal["a", "b", "bench"]
+BENCH: Place = "bench"
 
 
 class Active(msgspec.Struct, frozen=True):
     """Which model of a line serves: the slot, the artifact's file name, and the model's digest.
 
-    ``model_digest`` is the manifest's digest, or with ``tuned`` the seal's.
+    ``model_digest`` is the manifest's digest, or with ``tuned`` the seal's. ``providers`` and ``threads`` are those the
+    agent measured it with; empty and 0 where it was not the agent who chose it.
     """
 
     slot: Slot
     artifact: str
     model_digest: str
     tuned: bool = False
+    providers: tuple[Provider, ...] = ()
+    threads: int = 0
 
 
 class Pointer(msgspec.Struct, frozen=True):
@@ -68,8 +75,8 @@ class LineSlots:
         """The file whose replacement makes another model active."""
         return self.root / POINTER_NAME
 
-    def folder(self, slot: Slot) -> Path:
-        """The folder of a slot."""
+    def folder(self, slot: Place) -> Path:
+        """The folder of a slot, or of the bench."""
         return self.root / slot
 
     def model_path(self, active: Active) -> Path:
@@ -172,6 +179,36 @@ class LineSlots:
         self._write(Pointer(active=previous))
         return previous
 
+    def lay_on_bench(self, slot: Slot) -> Path:
+        """Lay a slot's bundle, without what was tuned, on the emptied bench and return its folder.
+
+        Files are linked where the file system can: they are replaced, never written into, so nothing is shared by it.
+        Raises OSError.
+        """
+        bench = self.clear_bench()
+        bench.mkdir(parents=True)
+        for path in sorted(self.folder(slot).iterdir()):
+            if path.is_file():
+                _link(path, bench / path.name)
+        return bench
+
+    def clear_bench(self) -> Path:
+        """Take away what is on the bench, if anything, and return its folder. Raises OSError."""
+        bench = self.folder(BENCH)
+        _remove(bench)
+        return bench
+
+    def take_bench(self, slot: Slot) -> None:
+        """Move the bench into a slot that is not active; if it has been moved already, nothing happens.
+
+        Raises:
+            StateError: the slot is active, or the pointer is damaged.
+        """
+        if self.folder(BENCH).is_dir():
+            self.prepare(slot).rmdir()
+            self.folder(BENCH).replace(self.folder(slot))
+            sync_folder(self.root)
+
     def _check(self, active: Active) -> None:
         if Path(active.artifact).name != active.artifact or active.artifact in ("", ".", ".."):
             raise StateError(f"'{active.artifact}' is not a plain file name")
@@ -207,6 +244,13 @@ class LineSlots:
             why=why,
             next_step=f"remove it, then start kiridashi-agent run: it fetches line '{self.line}' again",
         )
+
+
+def _link(source: Path, destination: Path) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, destination)
 
 
 def _remove(path: Path) -> None:

@@ -328,8 +328,9 @@ class CutRun:
                 for one in done.manifest.artifacts
             )
             dropped = tuple(f"{kind}: {why}" for kind, why in done.result.dropped.items())
-            step = done.train_step
-            return Exported(files, dropped, step.gradient_max_rel, step.loss_max_abs_diff)
+            steps = done.train_steps
+            gradients = max((step.gradient_max_rel for step in steps), default=0.0)
+            return Exported(files, dropped, gradients, max((step.loss_max_abs_diff for step in steps), default=0.0))
 
         inputs = [self._identity, request.calibration.digest, self.planned.plan, request.recover, request.release]
         return self.workspace.run("export", [*inputs, self.budget, request.kinds, request.stock_digest], work, Exported)

@@ -18,7 +18,7 @@ import torch
 from kiridashi.artifacts import describe_file
 from kiridashi.budget import Budget, Measurement, judge, measure_against
 from kiridashi.errors import BudgetError
-from kiridashi.manifest import Manifest, Preprocessing, TrainSpec
+from kiridashi.manifest import Manifest, Preprocessing, TrainSpec, TrainVariant, VariantName
 from kiridashi.probes import ProbeReport
 from kiridashi.runtime import RUNTIMES
 
@@ -35,8 +35,11 @@ from kiridashi_server.compose.composition import Composition, compose
 from kiridashi_server.compose.stack import ScoreStack
 from kiridashi_server.export.artifacts import ExportResult, ExportSettings, export_artifacts
 from kiridashi_server.export.bundle import BundleFile, write_bundle
-from kiridashi_server.export.train_step import TrainStepReport, export_train_step
-from kiridashi_server.export.train_step_parameters import HEAD_PARAMETERS, bias_head_parameters
+from kiridashi_server.export.npz import deterministic_npz
+from kiridashi_server.export.train_step_parameters import HEAD_PARAMETERS
+from kiridashi_server.export.train_step_parity import StepParity
+from kiridashi_server.export.train_step_trace import StepSettings
+from kiridashi_server.export.train_step_variants import Variant, export_variants
 from kiridashi_server.graph.fold import fold_batch_norm
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.progress import Progress, no_progress
@@ -79,12 +82,15 @@ class Release(msgspec.Struct, frozen=True):
 
 
 class TuneSettings(msgspec.Struct, frozen=True):
-    """What the device is told about local tuning."""
+    """What the device is told about local tuning; ``variants`` are the sizes of the train step that it gets."""
 
+    variants: tuple[VariantName, ...] = ("biases", "last-blocks", "all")
     batch: int = 16
     iterations: int = 30
     learning_rate: float = 0.005
     head_ridge: float = 1.0
+    clip_norm: float = 1.0
+    momentum: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -108,11 +114,11 @@ class BundleSpec:
 
 @dataclass(frozen=True)
 class Exported:
-    """A bundle with what its export measured."""
+    """A bundle with what its export measured; ``train_steps`` has an entry for each variant."""
 
     manifest: Manifest
     result: ExportResult
-    train_step: TrainStepReport
+    train_steps: tuple[StepParity, ...]
 
 
 def compose_scores(
@@ -226,24 +232,29 @@ def export_bundle(
         ExportError: an artifact differs from the model.
     """
     folded = Classifier(fold_batch_norm(model.features), model.head).eval()
-    names = bias_head_parameters(folded)
-    tunable = {name: value.detach().numpy().copy() for name, value in folded.named_parameters() if name in names}
+    tunable = {name: value.detach().numpy().copy() for name, value in folded.named_parameters()}
     example = torch.zeros(1, *backbone.input_size)
     preprocessing = _preprocessing(backbone)
     result = export_artifacts(folded, example, calibration, preprocessing, tunable, folder / "artifacts", spec.settings)
-    graph, state = folder / "train-step.onnx", folder / "train-state.npz"
-    report = export_train_step(folded, backbone.input_size, names, spec.tune.batch, graph, state)
-    training = (
-        BundleFile(graph, describe_file(graph, "train-step")),
-        BundleFile(state, describe_file(state, "train-state")),
-    )
-    train = _train_spec(spec.tune, names, graph.name, state.name)
+    weights = next((one for one in result.artifacts if one.kind == "onnx-fp32"), None)
+    variants: tuple[Variant, ...] = ()
+    if weights is not None and spec.tune.variants:
+        step = StepSettings(backbone.input_size, (), spec.tune.batch, spec.tune.clip_norm, spec.tune.momentum)
+        rate, wanted = spec.tune.learning_rate, spec.tune.variants
+        variants = export_variants(folded, step, wanted, rate, weights, result.folder)
+    files = [*result.files, *(variant.file for variant in variants)]
+    train = None
+    if variants:
+        state = folder / "train-state.npz"
+        deterministic_npz(state, {name: tunable[name] for name in variants[0].entry.parameters})
+        files.append(BundleFile(state, describe_file(state, "train-state")))
+        train = _train_spec(spec.tune, [variant.entry for variant in variants], state.name)
     draft = _draft(backbone, plan, spec, train)
-    manifest = write_bundle(folder / "bundle", draft, (*result.files, *training), result.probe)
-    return Exported(manifest, result, report)
+    manifest = write_bundle(folder / "bundle", draft, files, result.probe)
+    return Exported(manifest, result, tuple(variant.parity for variant in variants))
 
 
-def _draft(backbone: Backbone, plan: Plan, spec: BundleSpec, train: TrainSpec) -> Manifest:
+def _draft(backbone: Backbone, plan: Plan, spec: BundleSpec, train: TrainSpec | None) -> Manifest:
     """The manifest, still without artifacts."""
     costs = backbone.costs
     return Manifest(
@@ -265,18 +276,19 @@ def _draft(backbone: Backbone, plan: Plan, spec: BundleSpec, train: TrainSpec) -
     )
 
 
-def _train_spec(tune: TuneSettings, names: tuple[str, ...], graph: str, state: str) -> TrainSpec:
+def _train_spec(tune: TuneSettings, variants: Sequence[TrainVariant], state: str) -> TrainSpec:
     weight, bias = HEAD_PARAMETERS
     return TrainSpec(
-        graph=graph,
+        graph=variants[0].graph,
         state=state,
-        parameters=names,
+        parameters=variants[0].parameters,
         batch=tune.batch,
         iterations=tune.iterations,
-        learning_rate=tune.learning_rate,
+        learning_rate=variants[0].learning_rate,
         head_weight=weight,
         head_bias=bias,
         head_ridge=tune.head_ridge,
+        variants=tuple(variants),
     )
 
 

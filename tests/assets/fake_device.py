@@ -6,11 +6,12 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 from fake_fleet import DirectTransport, FakeFleet
 from fake_profile import FakeMeasuring
 from kiridashi.budget import MIB, Measurement
 from kiridashi.config import BrokerSection, Config, DeviceSection, LimitsSection, LineSection
-from kiridashi.messages import LineState, TuneReport
+from kiridashi.messages import AccuracyCheck, LineState, TuneReport
 from kiridashi.slots import LineSlots
 from kiridashi_agent.actions import Actions
 from kiridashi_agent.agent import Agent
@@ -36,18 +37,28 @@ class FakeJobs:
     fail: dict[str, Exception] = field(default_factory=dict)
     calls: list[tuple[str, str]] = field(default_factory=list)
     limits: list = field(default_factory=list)
+    drops: dict[str, float] = field(default_factory=dict)
+    requests: list = field(default_factory=list)
     before: object = None
 
     def probe(self, request, limits):
         self._note("probe", request.artifact)
         return ProbeReport(request.artifact, 4, 0.0, 1e-3, 1.0)
 
+    def check_accuracy(self, request, limits):
+        self._note("accuracy", request.artifact)
+        drop = self.drops.get(request.artifact, 0.0)
+        passed = drop <= request.max_drop
+        return AccuracyCheck("probe", 8, "model.onnx", drop, request.max_drop, passed, f"{drop:.0%} of the frames lost")
+
     def measure(self, request, limits):
         self._note("measure", request.artifact)
         self.limits.append(limits)
+        self.requests.append(request)
         p95 = self.p95_ms.get(request.artifact, 5.0)
         size = (Path(request.folder) / request.artifact).stat().st_size
-        return Measurement(self.memory_bytes, size, p95, p95, p95, 1.0, 10, "onnxruntime", 1, "real")
+        figures = (self.memory_bytes, size, p95, p95, p95, 1.0, 10, "onnxruntime", 1, "real")
+        return Measurement(*figures, provider=request.providers[-1])
 
     def tune(self, request, limits):
         self._note("tune", request.artifact)
@@ -90,6 +101,12 @@ class Device:
         self.task = ProfileTask(self.config, self.transport, self.trust, self.journal, self.measure_probes, runtimes)
         profiles = ProfileWorker(self.task)
         self.agent = Agent(self.config, self.transport, self.journal, actions, profiles, self.stop)
+
+    def set_line(self, **fields) -> None:
+        """Change the line's settings and start the agent again."""
+        line = msgspec.structs.replace(self.config.lines["press-3"], **fields)
+        self.config = msgspec.structs.replace(self.config, lines={"press-3": line})
+        self.restart()
 
     def settle(self) -> LineState:
         self.agent.tick(0)

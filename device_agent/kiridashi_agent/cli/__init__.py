@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from kiridashi import command
 
-_MODULES = ("enroll", "run", "measure", "predict", "label", "undo", "status", "doctor")
+_MODULES = ("enroll", "run", "measure", "predict", "label", "tune", "undo", "status", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from kiridashi_agent.cli.place import add_line_argument, add_state_argument
 def _configure(parser: argparse.ArgumentParser) -> None:
     add_line_argument(parser)
     parser.add_argument("image", type=Path, help="an .npy file: uint8 RGB [H, W, 3], or a batch [N, H, W, 3]")
-    parser.add_argument("--threads", type=int, default=1, help="threads inside one prediction")
+    parser.add_argument("--threads", type=int, help="threads inside one prediction (default: as measured)")
     add_state_argument(parser)
 
 

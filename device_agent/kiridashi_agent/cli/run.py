@@ -25,6 +25,8 @@ from kiridashi_agent.mqtt import MqttTransport
 from kiridashi_agent.profile_task import ProfileTask
 from kiridashi_agent.profile_worker import ProfileWorker
 from kiridashi_agent.profiling import measure_probes
+from kiridashi_agent.retune import LineTuner
+from kiridashi_agent.tune_worker import TuneWorker
 
 AGENT_LOCK = "agent"
 QUIET_S = 2.0
@@ -46,7 +48,8 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     with journal.lock(AGENT_LOCK, wait=False), _stopped_by_signals() as stop:
         actions = Actions(config, transport, trust, jobs, stop)
         profiles = ProfileWorker(ProfileTask(config, transport, trust, journal, measure_probes))
-        agent = Agent(config, transport, journal, actions, profiles, stop)
+        tunings = TuneWorker(config, journal, LineTuner(config, journal, trust, jobs))
+        agent = Agent(config, transport, journal, actions, profiles, stop, tunings)
         transport.start()
         try:
             if not arguments.once:

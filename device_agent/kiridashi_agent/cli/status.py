@@ -7,7 +7,8 @@ import argparse
 import kiridashi
 import msgspec
 from kiridashi.command import Command, Outcome
-from kiridashi.messages import LineState
+from kiridashi.kept import KeptSamples
+from kiridashi.messages import ArtifactTrial, LineState
 from kiridashi.slots import Active, LineSlots
 from kiridashi.spool import SpoolFolder
 
@@ -27,16 +28,24 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     for line, state in sorted(states.items()):
         active = LineSlots(config.device.state_dir, line).active()
         spool = named_frames(SpoolFolder(config.device.state_dir, line))
+        kept = KeptSamples(config.device.state_dir, line).index().counts()
         data[line] = {
             "state": msgspec.to_builtins(state),
             "active": msgspec.to_builtins(active),
             "spool": msgspec.to_builtins(spool),
+            "kept": kept,
+            "tuning": msgspec.to_builtins(journal.tuning(line)),
         }
         rows.append(f"{line}: {state.phase}, target {state.target or 'none'}, serves {_serving(active)}")
         if state.error is not None:
             rows.append(f"  {state.error.kind} while {state.error.phase}: {state.error.message}")
+        if state.tuning:
+            rows.append(f"  tuning: {state.tuning}")
+        rows += [_trial(trial) for trial in state.trials]
         if spool != NamedFrames():
             rows.append(f"  frames: {spool}")
+        if kept:
+            rows.append(f"  kept for tuning: {', '.join(f'{label} {count}' for label, count in kept.items())}")
     profile = journal.profile()
     if profile is not None:
         measured = f", {profile.state.done} of {profile.state.total} steps" if profile.state.total else ""
@@ -50,6 +59,12 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         "profile": msgspec.to_builtins(profile.state) if profile else None,
     }
     return Outcome(found, "\n".join(rows))
+
+
+def _trial(trial: ArtifactTrial) -> str:
+    provider = f" on {trial.provider}" if trial.provider else ""
+    latency = f", p95 {trial.latency_p95_ms:.3g} ms{provider}" if trial.latency_p95_ms is not None else ""
+    return f"  {trial.artifact}: {'chosen, ' if trial.chosen else ''}{trial.reason or 'to be measured'}{latency}"
 
 
 def _serving(active: Active | None) -> str:

@@ -54,7 +54,7 @@ def undo(state: Path, line: str, to: str | None) -> Active:
             raise StateError(f"the active model of line '{line}' is not tuned")
         if active.tuned and to != "previous":
             manifest = decode_manifest((slots.folder(active.slot) / MANIFEST_NAME).read_bytes())
-            active = Active(active.slot, active.artifact, manifest.digest)
+            active = msgspec.structs.replace(active, model_digest=manifest.digest, tuned=False)
             slots.activate(active)
         else:
             active = slots.rollback()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
 import socket
@@ -26,6 +27,7 @@ from kiridashi_agent.label.texts import LANGUAGES, Language, preferred_language
 MAX_CONNECTIONS = 8
 MAX_BODY_BYTES = 4096
 SOCKET_TIMEOUT_S = 10.0
+_CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 _YEAR_S = 365 * 24 * 3600
 _STATIC = {"/label.css": "text/css; charset=utf-8", "/label.js": "text/javascript; charset=utf-8"}
 _HEADERS = {
@@ -178,8 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             view = self.server.view()
         except (KiridashiError, OSError) as error:
-            _log.error("%s", error)
-            self._page(error_page(self._visit(), "error_full"), HTTPStatus.INSUFFICIENT_STORAGE)
+            self._cannot_show(error)
             return
         self._page(naming_page(self._visit(), view))
 
@@ -188,10 +189,18 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.lock:
                 people = self.server.session.people()
         except StateError as error:
-            _log.error("%s", error)
-            self._page(error_page(self._visit(), "error_full"), HTTPStatus.INSUFFICIENT_STORAGE)
+            self._cannot_show(error)
             return
         self._page(who_page(self._visit(), people))
+
+    def _cannot_show(self, error: KiridashiError | OSError) -> None:
+        """Say whether there was no room to claim a frame, or something cannot be read."""
+        _log.error("%s", error)
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _CANNOT_WRITE:
+            self._page(error_page(self._visit(), "error_full"), HTTPStatus.INSUFFICIENT_STORAGE)
+        else:
+            self._page(error_page(self._visit(), "error_read"), HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _picture(self, entry: str) -> None:
         with self.server.lock:

@@ -181,10 +181,12 @@ class LabelSession:
         return None, None
 
     def _most_useful(self, waiting: Sequence[Place], missing: dict[str, int], *, is_random_turn: bool) -> Place:
+        """The random draw is shown in its own order, whatever is in it: chosen among, it would be random no more."""
         drawn = [place for place in waiting if place.kind == "random"]
-        if is_random_turn and drawn:
+        uncertain = [place for place in waiting if place.kind == "uncertain"]
+        if drawn and (is_random_turn or not uncertain):
             return drawn[-1]
-        return max(waiting, key=partial(self._usefulness, missing=missing))
+        return max(uncertain, key=partial(self._usefulness, missing=missing))
 
     def _usefulness(self, place: Place, missing: dict[str, int]) -> float:
         """How little sure the model was, and whether the class it thinks of is still wanted."""

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from kiridashi.errors import BundleError, InputError, RuntimeUnavailableError
 from kiridashi.manifest import Artifact, RuntimeName
 from kiridashi.runtime.protocol import PREFERENCE, LoadedModel, Loader, Provider
 
-__all__ = ["RUNTIMES", "available_runtimes", "installed_runtimes", "open_file", "open_model", "runnable"]
+if TYPE_CHECKING:
+    from kiridashi.runtime.bare import BareModel
+
+__all__ = ["RUNTIMES", "available_runtimes", "installed_runtimes", "open_bare", "open_file", "open_model", "runnable"]
+Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True)
@@ -105,16 +110,51 @@ def open_file(path: Path, threads: int = 1, providers: Sequence[Provider] = PREF
         InputError: no such file, or another suffix.
         RuntimeUnavailableError, BundleError: as :func:`open_model`.
     """
+    return _open(path, runtime_of(path), threads, "", providers)
+
+
+def open_bare(path: Path, threads: int = 1, providers: Sequence[Provider] = PREFERENCE) -> BareModel:
+    """Open a model file with whatever inputs it has, to be prepared and timed.
+
+    Raises:
+        InputError: no such file, or another suffix.
+        RuntimeUnavailableError, BundleError: as :func:`open_model`.
+    """
+    name = runtime_of(path)
+
+    def load() -> BareModel:
+        from kiridashi.runtime.bare import KINDS
+
+        return KINDS[name](path, threads, providers)
+
+    return _guarded(path, name, "", load)
+
+
+def runtime_of(path: Path) -> RuntimeName:
+    """The runtime for a model file, by its suffix.
+
+    Raises:
+        InputError: no such file, or another suffix.
+    """
     if not path.is_file():
         raise InputError(f"the model file {path} does not exist")
     for name, entry in RUNTIMES.items():
         if path.suffix == entry.suffix:
-            return _open(path, name, threads, "", providers)
+            return name
     known = ", ".join(entry.suffix for entry in RUNTIMES.values())
     raise InputError(f"{path} is of an unknown kind", why=f"known are {known}")
 
 
 def _open(path: Path, name: RuntimeName, threads: int, hint: str, providers: Sequence[Provider]) -> LoadedModel:
+    def load() -> LoadedModel:
+        loader: Loader = importlib.import_module(RUNTIMES[name].module).load
+        return loader(path, threads, providers)
+
+    return _guarded(path, name, hint, load)
+
+
+def _guarded(path: Path, name: RuntimeName, hint: str, load: Callable[[], Opened]) -> Opened:
+    """``load()``, or what to install for it."""
     entry = RUNTIMES[name]
     if _installed(entry) is None:
         libraries = " or ".join(distribution for _, distribution in entry.libraries)
@@ -124,8 +164,7 @@ def _open(path: Path, name: RuntimeName, threads: int, hint: str, providers: Seq
             next_step=f"pip install 'kiridashi[{entry.extra}]'{hint}",
         )
     try:
-        load: Loader = importlib.import_module(entry.module).load
-        return load(path, threads, providers)
+        return load()
     except ImportError as error:
         raise RuntimeUnavailableError(
             f"{path.name} needs the runtime '{name}', which does not work here",

@@ -64,13 +64,25 @@ class LitertModel:
 def load(path: Path, threads: int, providers: Sequence[Provider] = PREFERENCE) -> LitertModel:
     """Load a TFLite file whose input is one image [1, H, W, 3].
 
-    Providers are "xnnpack", and "cpu" for the library's own kernels without it.
+    Raises: as :func:`new_interpreter` and :func:`allocate`.
+    """
+    interpreter, runtime, wanted = new_interpreter(path, threads, providers)
+    provider = allocate(interpreter, runtime, wanted, path)
+    shape = interpreter.get_input_details()[0]["shape"]
+    if len(shape) != 4 or shape[0] != 1 or shape[3] != 3:
+        raise BundleError(f"{path.name} takes {[int(n) for n in shape]}, not one RGB image [1, H, W, 3]")
+    return LitertModel(interpreter, runtime, provider)
 
-    Raises: as :class:`~kiridashi.runtime.protocol.Loader`. tflite-runtime raises BundleError for a dynamically
-        quantised file, which it runs without complaint and with wrong results.
+
+def new_interpreter(path: Path, threads: int, providers: Sequence[Provider]) -> tuple[Any, str, tuple[Provider, ...]]:
+    """A TFLite file's interpreter, the library's name and version, and those of ``providers`` that it has.
+
+    They are "xnnpack", and "cpu" for the library's own kernels without it.
+
+    Raises: as :class:`~kiridashi.runtime.protocol.Loader`.
     """
     library, runtime = _library()
-    wanted = [name for name in providers if name in ("xnnpack", "cpu")]
+    wanted = tuple(name for name in providers if name in ("xnnpack", "cpu"))
     if not wanted:
         raise RuntimeUnavailableError(
             f"{runtime} has none of the providers {', '.join(providers)}",
@@ -83,12 +95,23 @@ def load(path: Path, threads: int, providers: Sequence[Provider] = PREFERENCE) -
         interpreter = library.Interpreter(
             model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
         )
+    except (RuntimeError, ValueError, SystemError) as error:
+        raise BundleError(f"{runtime} cannot load {path.name}", why=str(error)) from error
+    return interpreter, runtime, wanted
+
+
+def allocate(interpreter: Any, runtime: str, wanted: Sequence[Provider], path: Path) -> Provider:
+    """Give the interpreter its tensors; returns what computes the model.
+
+    Raises:
+        BundleError: the library cannot run the file. tflite-runtime is refused a dynamically quantised one, which it
+            runs without complaint and with wrong results.
+        RuntimeUnavailableError: XNNPACK cannot take the model, and nothing else is wanted.
+    """
+    try:
         interpreter.allocate_tensors()
     except (RuntimeError, ValueError, SystemError) as error:
         raise BundleError(f"{runtime} cannot load {path.name}", why=str(error)) from error
-    shape = interpreter.get_input_details()[0]["shape"]
-    if len(shape) != 4 or shape[0] != 1 or shape[3] != 3:
-        raise BundleError(f"{path.name} takes {[int(n) for n in shape]}, not one RGB image [1, H, W, 3]")
     operators = interpreter._get_ops_details()
     if runtime.startswith(_LEGACY) and is_dynamic(operators, interpreter.get_tensor_details()):
         raise BundleError(
@@ -99,7 +122,7 @@ def load(path: Path, threads: int, providers: Sequence[Provider] = PREFERENCE) -
     delegated = any(operator["op_name"] == "DELEGATE" for operator in operators)
     if not delegated and "cpu" not in wanted:
         raise RuntimeUnavailableError(f"{runtime} could not give {path.name} to XNNPACK", next_step="allow cpu too")
-    return LitertModel(interpreter, runtime, "xnnpack" if delegated else "cpu")
+    return "xnnpack" if delegated else "cpu"
 
 
 def is_dynamic(operators: Sequence[dict[str, Any]], tensors: Sequence[dict[str, Any]]) -> bool:

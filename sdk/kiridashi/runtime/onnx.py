@@ -61,7 +61,7 @@ class OnnxModel:
             pieces = [_filled(batch[start : start + size], size) for start in range(0, len(batch), size)]
             results = [self._session.run(names, {self._name: piece}) for piece in pieces]
         except refusals() as error:
-            raise BundleError("onnxruntime could not run the model", why=_first_line(error)) from error
+            raise BundleError("onnxruntime could not run the model", why=first_line(error)) from error
         return [np.concatenate(column)[: len(batch)] for column in zip(*results, strict=True)]
 
 
@@ -120,7 +120,7 @@ def make_session(path: Path, threads: int, providers: Sequence[Provider] = ("cpu
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=listed)
     except refusals() as error:
-        raise BundleError(f"onnxruntime cannot load {path.name}", why=_first_line(error)) from error
+        raise BundleError(f"onnxruntime cannot load {path.name}", why=first_line(error)) from error
     if provider_of(session) not in providers:
         raise RuntimeUnavailableError(
             f"onnxruntime could not start {', '.join(providers)}",
@@ -146,5 +146,6 @@ def refusals() -> tuple[type[Exception], ...]:
     return (*own, RuntimeError, ValueError)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What onnxruntime says, without the lines that name places in its own code."""
     return str(error).strip().partition("\n")[0]

@@ -5,7 +5,9 @@ so that what people name is not odd frames only. In both a frame's rank is fixed
 
 - uncertain: ``1 - margin + age``,
 - random: ``g + age`` with Gumbel noise ``g = -log(-log(u))``. The frames with the highest ranks are then a weighted
-  draw without replacement (Efraimidis and Spirakis 2006, in the form of the Gumbel-max trick), whoever wrote them.
+  draw without replacement (Efraimidis and Spirakis 2006, in the form of the Gumbel-max trick), whoever wrote them. A
+  coin decides first whether a frame takes part in the draw; on a slow line, where every frame is the best of its
+  interval in both ways, all would be drawn and none be left for the other set.
 
 ``age`` is the running time of the line over ``fading_s``: a frame loses against one that is by 1 more certain but so
 much newer, and a random frame's weight falls by e. Running time goes on from the newest frame in the folder and not
@@ -41,7 +43,7 @@ from kiridashi.spool.entries import (
     new_name,
 )
 from kiridashi.spool.folder import SpoolFolder, remove
-from kiridashi.spool.limits import SpoolLimits, displaced
+from kiridashi.spool.limits import RANDOM_SHARE, SpoolLimits, displaced
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,12 +146,15 @@ class Spool:
         now = time.monotonic()
         with self._lock:
             self._offered += 1
+            takes_part = self._random.random() < RANDOM_SHARE
             noise = -math.log(-math.log(self._random.random() or math.ulp(0.0)))
         if now < self._rest_until or self._closing.is_set():
             return
         clock_s = now + self._clock_ahead_s
         age = clock_s / self.limits.fading_s
-        ranks: dict[Kind, float] = {"uncertain": 1.0 - _margin(values) + age, "random": noise + age}
+        ranks: dict[Kind, float] = {"uncertain": 1.0 - _margin(values) + age}
+        if takes_part:
+            ranks["random"] = noise + age
         with self._lock:
             wanted = [kind for kind, rank in ranks.items() if rank > self._bar(kind)]
         if not wanted:

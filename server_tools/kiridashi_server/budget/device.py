@@ -50,7 +50,7 @@ def measure_files(files: Sequence[Path], threads: int = 1) -> tuple[Measurement,
         DeviceError: the agent refused or failed; its own message is passed on.
     """
     names = ", ".join(map(str, files))
-    done = _measure([*map(str, files), "--threads", str(threads)], names, _TIMEOUT_S)
+    done = _measure([*map(str, files), "--threads", str(threads), "--once"], names, _TIMEOUT_S)
     try:
         answer = json.loads(done.stdout)
         return tuple(msgspec.convert(row["measured"], Measurement) for row in answer["files"])

@@ -26,6 +26,7 @@ from kiridashi_server.export.errors import ExportError
 
 Float32 = NDArray[np.float32]
 _SEED = 0x6B697269
+_SWAPPED = (1, 0)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def check_tunable(model: Classifier, tunable: Mapping[str, Float32]) -> None:
 def locate_parameters(path: Path, parameters: Mapping[str, Float32]) -> Located:
     """Find each parameter's values, little-endian float32, in a file of any format.
 
-    A 2-D parameter is also looked for with its axes swapped. Only a single match counts.
+    A 2-D parameter is also looked for with its axes swapped, a 4-D one as TFLite has it: [O, H, W, I], or [1, H, W, O]
+    where it is depthwise. Only a single match counts.
 
     Args:
         path: an ONNX or TFLite file.
@@ -86,10 +88,11 @@ def locate_parameters(path: Path, parameters: Mapping[str, Float32]) -> Located:
     data = path.read_bytes()
     patches, unlocated = [], {}
     for name, values in parameters.items():
-        matches = [Patch(name, offset, values.shape) for offset in _occurrences(data, values)]
-        if values.ndim == 2 and min(values.shape) > 1:
-            swapped = _occurrences(data, values.T)
-            matches += [Patch(name, offset, values.shape, transposed=True) for offset in swapped]
+        matches = [
+            Patch(name, offset, values.shape, axes == _SWAPPED, () if axes in (None, _SWAPPED) else axes)
+            for axes, form in _forms(values).items()
+            for offset in _occurrences(data, form)
+        ]
         if len(matches) == 1:
             patches.append(matches[0])
         elif matches:
@@ -97,6 +100,19 @@ def locate_parameters(path: Path, parameters: Mapping[str, Float32]) -> Located:
         else:
             unlocated[name] = f"its values are not in {path.name} as float32"
     return Located(tuple(patches), unlocated)
+
+
+def _forms(values: Float32) -> dict[tuple[int, ...] | None, Float32]:
+    """The orders in which a file may hold values, by their axes; each order of the bytes once."""
+    orders: list[tuple[int, ...]] = {2: [_SWAPPED], 4: [(0, 2, 3, 1), (1, 2, 3, 0)]}.get(values.ndim, [])
+    forms: dict[tuple[int, ...] | None, Float32] = {None: values}
+    seen = {_file_bytes(values)}
+    for axes in orders:
+        form = values.transpose(axes)
+        if _file_bytes(form) not in seen:
+            seen.add(_file_bytes(form))
+            forms[axes] = form
+    return forms
 
 
 def _occurrences(data: bytes, values: Float32) -> list[int]:
@@ -149,5 +165,5 @@ def write_parameters(source: Path, target: Path, patches: Sequence[Patch], value
         size = 4 * math.prod(patch.shape)
         if new.shape != patch.shape or patch.offset + size > len(data):
             raise ExportError(f"the values for '{patch.parameter}' do not fit its place in {source.name}")
-        data[patch.offset : patch.offset + size] = _file_bytes(new.T if patch.transposed else new)
+        data[patch.offset : patch.offset + size] = _file_bytes(new.transpose(patch.order))
     write_atomic(target, bytes(data))

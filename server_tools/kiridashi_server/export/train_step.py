@@ -27,7 +27,7 @@ from kiridashi_server.export.errors import ExportError
 from kiridashi_server.export.npz import deterministic_npz
 from kiridashi_server.export.onnx import canonical_bytes
 from kiridashi_server.export.train_step_onnx import to_onnx
-from kiridashi_server.export.train_step_parity import check_gradients
+from kiridashi_server.export.train_step_parity import StepParity, check_gradients
 from kiridashi_server.export.train_step_trace import StepSettings, trace_step
 
 
@@ -75,10 +75,8 @@ def export_train_step(
     """
     started = time.perf_counter()
     settings = StepSettings(example_shape, tuple(parameters), batch, clip_norm, momentum)
-    _check(model, settings)
-    proto = _train_step(model, settings)
+    proto, parity = build_train_step(model, settings)
     data = canonical_bytes(proto)
-    parity = check_gradients(model, data, settings)
     known = dict(model.named_parameters())
     state = {name: known[name].detach().numpy() for name in settings.parameters}
     deterministic_npz(path_state, state)
@@ -93,14 +91,19 @@ def export_train_step(
     )
 
 
-def _train_step(model: Classifier, settings: StepSettings) -> Any:
+def build_train_step(model: Classifier, settings: StepSettings) -> tuple[Any, StepParity]:
+    """The train step as an ONNX model that holds all frozen weights, and how far it is from torch.
+
+    Raises: as :func:`export_train_step`.
+    """
+    _check(model, settings)
     step = trace_step(model, settings)
     proto = to_onnx(step.program, settings.inputs, settings.outputs, step.frozen)
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
         raise ExportError("the train-step graph is not valid ONNX", why=str(error)) from error
-    return proto
+    return proto, check_gradients(model, canonical_bytes(proto), settings)
 
 
 def _check(model: Classifier, settings: StepSettings) -> None:

@@ -3,8 +3,8 @@
 For ``y = conv(x, w)`` with stride s, padding p, dilation d and kernel k, the gradient by ``x`` is the
 transposed convolution of ``g`` with ``w``. At stride 1 that is an ordinary convolution with ``w`` turned by
 180 degrees, its two channel axes swapped, and padding ``d (k - 1) - p``: with a frozen ``w`` the runtime folds
-the turning once at load and runs its fastest kernel. The gradient by ``w`` is taken one kernel tap at a time:
-``dw[o, i, tap] = sum over samples and places of g[o] x_tap[i]``.
+the turning once at load and runs its fastest kernel. The gradient by ``w`` is taken one kernel tap at a time,
+``dw[o, i, tap] = sum over samples and places of g[o] x_tap[i]``, but for depthwise weights all taps of a row at once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from kiridashi_server.export.train_step_emitter import Call, Names
 from kiridashi_server.export.train_step_shapes import reshape
 
 _LOWEST = int(np.iinfo(np.int64).min)
+_TILE = 32
+"""Most columns of a tile: narrow enough to waste little, wide enough for the runtime's matrix product."""
 
 
 def convolution(call: Call) -> Names:
@@ -118,36 +120,112 @@ def _turned(call: Call, weight: str, groups: int) -> str:
 
 
 def _by_weight(call: Call) -> str:
-    emitter = call.emitter
     outputs, inputs, *kernel = call.shape("weight")
     groups = int(call.arguments["groups"])
-    taps = [_tap(call, place) for place in itertools.product(*map(range, kernel))]
-    if inputs == 1 and outputs == groups:
-        products = [sum_over_places(call, emitter.node("Mul", tap, call.value("grad_output"))) for tap in taps]
-    else:
-        products = [_matrix_product(call, tap) for tap in taps]
+    if inputs == 1 and outputs == groups and len(kernel) == 2 and all(d == 1 for d in call.arguments["dilation"]):
+        return _depthwise_by_weight(call)
+    products = [_matrix_product(call, _tap(call, place)) for place in itertools.product(*map(range, kernel))]
     columns = [reshape(call, product, (outputs * inputs, 1)) for product in products]
-    joined = emitter.node("Concat", *columns, axis=1) if len(columns) > 1 else columns[0]
+    joined = call.emitter.node("Concat", *columns, axis=1) if len(columns) > 1 else columns[0]
     return reshape(call, joined, (outputs, inputs, *kernel))
 
 
+def _depthwise_by_weight(call: Call) -> str:
+    """The gradient by a depthwise weight, as products of tiles of rows.
+
+    With the columns of the input in tiles (``x``, overlapping by the kernel) and those of ``g`` in tiles too, the
+    product over samples, rows and tiles ``x^T g`` holds every pair of an input and an output column; the sums of its
+    diagonals are the taps of one kernel row.
+    """
+    emitter = call.emitter
+    samples, channels = call.shape("input")[:2]
+    (rows, columns), (k, m) = call.shape("grad_output")[2:], call.shape("weight")[2:]
+    step, across = (int(s) for s in call.arguments["stride"])
+    count = -(-columns // _TILE)
+    tile = -(-columns // count)
+    reach = (tile - 1) * across + m
+    filled = step * (rows + (k - 1) // step)
+    source = _tiles(call, (filled, count, tile * across), reach)
+    gradient = (
+        emitter.node("Pad", call.value("grad_output"), emitter.integers(*[0] * 7, count * tile - columns))
+        if count * tile > columns
+        else call.value("grad_output")
+    )
+    gradient = reshape(call, gradient, (samples, channels, rows * count, tile))
+    source = reshape(call, source, (samples, channels, filled // step, step, count * reach))
+    found = []
+    for row in range(k):
+        first, phase = divmod(row, step)
+        part = emitter.node(
+            "Slice",
+            source,
+            emitter.integers(first, phase),
+            emitter.integers(first + rows, phase + 1),
+            emitter.integers(2, 3),
+        )
+        part = reshape(call, part, (samples, channels, rows * count, reach))
+        product = emitter.node("MatMul", emitter.node("Transpose", part, perm=[0, 1, 3, 2]), gradient)
+        found.append(reshape(call, product, (samples, channels, 1, reach * tile)))
+    pairs = emitter.node("Concat", *found, axis=2) if len(found) > 1 else found[0]
+    ones = np.equal(
+        np.arange(reach)[:, None, None], np.arange(tile)[None, :, None] * across + np.arange(m)[None, None, :]
+    )
+    diagonals = emitter.constant(ones.astype(np.float32).reshape(reach * tile, m))
+    sums = emitter.node("MatMul", pairs, diagonals)
+    if samples > 1:
+        sums = emitter.node("ReduceSum", sums, emitter.integers(0), keepdims=0)
+    return reshape(call, sums, (channels, 1, k, m))
+
+
+def _tiles(call: Call, sizes: tuple[int, int, int], reach: int) -> str:
+    """The padded input [N, C, rows, tiles, reach]: ``reach`` columns from every ``sizes[2]``-th on."""
+    emitter = call.emitter
+    (samples, channels, height, width), (top, left) = call.shape("input"), call.arguments["padding"]
+    rows, count, apart = sizes
+    after = (rows - height - top, (count + 1) * apart - width - left)
+    padded = emitter.node("Pad", call.value("input"), emitter.integers(0, 0, top, left, 0, 0, *after))
+    cut = reshape(call, padded, (samples, channels, rows, count + 1, apart))
+
+    def columns(first: int, end: int) -> str:
+        starts, ends = emitter.integers(first, 0), emitter.integers(first + count, end)
+        return emitter.node("Slice", cut, starts, ends, emitter.integers(3, 4))
+
+    if reach <= apart:
+        return columns(0, reach)
+    return emitter.node("Concat", columns(0, apart), columns(1, reach - apart), axis=4)
+
+
 def _tap(call: Call, place: Sequence[int]) -> str:
-    """The part of the padded input that one kernel tap reads: [N, I, *places of the output]."""
+    """The part of the padded input that one kernel tap reads: [N, I, *places of the output].
+
+    With a stride the input is first sorted into phases, once for all taps: the runtime's slices with a step are slow.
+    """
     emitter, arguments = call.emitter, call.arguments
     stride, padding, dilation = arguments["stride"], arguments["padding"], arguments["dilation"]
-    reached, sizes = call.shape("grad_output")[2:], call.shape("input")[2:]
-    source = call.value("input")
-    if any(padding):
-        source = emitter.node("Pad", source, emitter.integers(0, 0, *padding, 0, 0, *padding))
+    samples, channels, *sizes = call.shape("input")
+    reached, rank = call.shape("grad_output")[2:], len(stride)
     starts = [step * d for step, d in zip(place, dilation, strict=True)]
-    ends = [first + (reach - 1) * s + 1 for first, reach, s in zip(starts, reached, stride, strict=True)]
-    whole = [size + 2 * p for size, p in zip(sizes, padding, strict=True)]
-    if ends == whole and not any(starts) and all(s == 1 for s in stride):
-        return source
-    axes = emitter.integers(*range(2, 2 + len(starts)))
-    return emitter.node(
-        "Slice", source, emitter.integers(*starts), emitter.integers(*ends), axes, emitter.integers(*stride)
-    )
+    last = [(k - 1) * d for k, d in zip(call.shape("weight")[2:], dilation, strict=True)]
+    lengths = [r + end // s for r, end, s in zip(reached, last, stride, strict=True)]
+    after = [n * s - size - p for n, s, size, p in zip(lengths, stride, sizes, padding, strict=True)]
+    source = call.value("input")
+    if any(padding) or any(after):
+        source = emitter.node("Pad", source, emitter.integers(0, 0, *padding, 0, 0, *after))
+    if any(s > 1 for s in stride):
+        apart = [extent for pair in zip(lengths, stride, strict=True) for extent in pair]
+        source = reshape(call, source, (samples, channels, *apart))
+        phases, steps = range(3, 3 + 2 * rank, 2), range(2, 2 + 2 * rank, 2)
+        source = emitter.node("Transpose", source, perm=[*phases, 0, 1, *steps])
+    else:
+        source = reshape(call, source, (*stride, samples, channels, *lengths))
+    first = [
+        *(start % s for start, s in zip(starts, stride, strict=True)),
+        *(a // s for a, s in zip(starts, stride, strict=True)),
+    ]
+    ends = [*(phase + 1 for phase in first[:rank]), *(a + r for a, r in zip(first[rank:], reached, strict=True))]
+    axes = [*range(rank), *range(rank + 2, 2 * rank + 2)]
+    part = emitter.node("Slice", source, emitter.integers(*first), emitter.integers(*ends), emitter.integers(*axes))
+    return reshape(call, part, (samples, channels, *reached))
 
 
 def _matrix_product(call: Call, tap: str) -> str:

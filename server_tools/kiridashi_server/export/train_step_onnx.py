@@ -6,11 +6,11 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from kiridashi_server.export.errors import ExportError
 from kiridashi_server.export.train_step_emitter import Call, Emitter, Names, Output, traced
+from kiridashi_server.export.train_step_layout import out_of_place
 from kiridashi_server.export.train_step_operators import CONVERTERS
 from kiridashi_server.graph.program import arguments, tensor_of
 
@@ -73,7 +73,7 @@ def _convert(emitter: Emitter, node: fx.Node, names: Mapping[fx.Node, Names]) ->
     if node.target is operator.getitem:
         source, index = node.args
         return names[source][index]  # type: ignore[index]
-    converter = CONVERTERS.get(_out_of_place(node.target))
+    converter = CONVERTERS.get(out_of_place(node.target))  # later readers read the changed value: tracing saw to it
     if converter is None:
         raise ExportError(
             f"the operator '{node.target}' has no translation into a train step",
@@ -81,11 +81,3 @@ def _convert(emitter: Emitter, node: fx.Node, names: Mapping[fx.Node, Names]) ->
             next_step="train fewer parameters (fewer layers are differentiated then), or use another backbone",
         )
     return converter(Call(emitter, node, arguments(node), names))
-
-
-def _out_of_place(target: object) -> object:
-    """``aten::add`` for ``aten::add_``: tracing has already made later readers read the changed value."""
-    if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
-        plain = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::").removesuffix("_"), None)
-        return getattr(plain, target._overloadname, target)
-    return target

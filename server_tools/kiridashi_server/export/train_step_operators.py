@@ -139,6 +139,12 @@ def _product(call: Call) -> Names:
     return call.emitter.node("MatMul", call.value("self"), call.value("mat2"))
 
 
+def _dot(call: Call) -> Names:
+    if call.arguments["self"] is call.arguments["tensor"]:
+        return call.emitter.node("ReduceSumSquare", call.value("self"), keepdims=0)
+    return call.emitter.node("MatMul", call.value("self"), call.value("tensor"))
+
+
 def _layer_norm(call: Call) -> Names:
     """Normalised values, mean and inverse deviation, as the backward pass wants them."""
     shape = call.arguments["normalized_shape"]
@@ -237,6 +243,7 @@ CONVERTERS: Mapping[object, Converter] = {
     aten.addmm.default: _addmm,
     aten.mm.default: _product,
     aten.bmm.default: _product,
+    aten.dot.default: _dot,
     aten.view.default: shapes.reshaped,
     aten._unsafe_view.default: shapes.reshaped,
     aten.squeeze.dim: shapes.reshaped,

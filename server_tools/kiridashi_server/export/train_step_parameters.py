@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from kiridashi.errors import InputError
+from kiridashi.manifest import VariantName
 from torch import fx
 
 from kiridashi_server.classifier import Classifier
@@ -32,16 +34,50 @@ def bias_head_parameters(model: Classifier, share: float = _LAST_QUARTER) -> tup
     Raises:
         InputError: ``share`` is not between 0 and 1.
     """
+    last = _last_layers(model, share)
+    known = {name for name, _ in model.named_parameters()}
+    biases = [f"features.{bias.target}" for bias in map(_bias_of, last) if bias is not None]
+    return (*(name for name in dict.fromkeys(biases) if name in known), *HEAD_PARAMETERS)
+
+
+def last_parameters(model: Classifier, share: float = _LAST_QUARTER) -> tuple[str, ...]:
+    """All parameters of the last layers, normalisations between them included, then the head's.
+
+    Arguments, names and errors as :func:`bias_head_parameters`.
+    """
+    last = _last_layers(model, share)
+    known = {name for name, _ in model.named_parameters()}
+    nodes = list(model.features.graph.nodes)
+    behind = nodes[nodes.index(last[0]) :] if last else []
+    read = (
+        f"features.{source.target}" for node in behind for source in node.all_input_nodes if source.op == "get_attr"
+    )
+    before = {source for node in nodes[: len(nodes) - len(behind)] for source in node.all_input_nodes}
+    shared = {f"features.{source.target}" for source in before if source.op == "get_attr"}
+    return (*(name for name in dict.fromkeys(read) if name in known and name not in shared), *HEAD_PARAMETERS)
+
+
+def variant_parameters(model: Classifier, variant: VariantName) -> tuple[str, ...]:
+    """What a variant of the train step trains, in the order of the model's parameters or of its layers."""
+    if variant == "all":
+        return tuple(name for name, _ in model.named_parameters())
+    return last_parameters(model) if variant == "last-blocks" else bias_head_parameters(model)
+
+
+def _last_layers(model: Classifier, share: float) -> list[fx.Node]:
     if not 0.0 <= share <= 1.0:
         raise InputError(
             f"the share of layers to train is {share}",
             why="it counts layers from the last one, from 0 (none) to 1 (all)",
         )
     layers = [node for node in model.features.graph.nodes if operator_name(node) in _LAYERS]
-    last = layers[len(layers) - math.ceil(share * len(layers)) :]
-    known = {name for name, _ in model.named_parameters()}
-    biases = [f"features.{bias.target}" for bias in map(_bias_of, last) if bias is not None]
-    return (*(name for name in dict.fromkeys(biases) if name in known), *HEAD_PARAMETERS)
+    return layers[len(layers) - math.ceil(share * len(layers)) :]
+
+
+def _read_by(nodes: Sequence[fx.Node]) -> tuple[str, ...]:
+    """The parameters and buffers that these nodes read, by the classifier's names, in order."""
+    sources = (source for node in nodes for source in node.all_input_nodes if source.op == "get_attr")
+    return tuple(dict.fromkeys(f"features.{source.target}" for source in sources))
 
 
 def _bias_of(layer: fx.Node) -> fx.Node | None:

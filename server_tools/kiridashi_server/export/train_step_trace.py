@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kiridashi_server.classifier import Classifier
 from kiridashi_server.export.errors import ExportError
+from kiridashi_server.export.train_step_layout import channels_outside
 from kiridashi_server.export.train_step_operators import CONVERTERS
 from kiridashi_server.graph.program import arguments, operator_name, set_argument
 
@@ -86,7 +87,9 @@ def trace_step(model: Classifier, settings: StepSettings) -> TracedStep:
     """
     frozen = {name: value.detach() for name, value in model.named_parameters()}
     frozen |= {name: value.detach() for name, value in model.named_buffers()}
-    lean = Classifier(fold_padding(model.features), model.head)
+    prefix = "features."
+    inside = {name.removeprefix(prefix) for name in settings.parameters if name.startswith(prefix)}
+    lean = Classifier(channels_outside(fold_padding(model.features), inside), model.head)
     trained = [frozen.pop(name) for name in settings.parameters]
     x = torch.zeros(settings.batch, *settings.example_shape)
     y = torch.full((settings.batch, model.head.out_features), 1.0 / model.head.out_features)
@@ -119,8 +122,7 @@ def _step_function(model: Classifier, frozen: dict[str, Tensor], settings: StepS
         # elementwise kernels, so the update works on flat vectors; reshaping costs nothing.
         gradients = [gradient.reshape(-1) for gradient in torch.autograd.grad(loss, list(values))]
         with torch.no_grad():
-            squares = torch.stack([(gradient * gradient).sum() for gradient in gradients])
-            norm = squares.sum().sqrt()
+            norm = sum((torch.dot(gradient, gradient) for gradient in gradients), torch.zeros(())).sqrt()
             shrink = settings.clip_norm / norm.clamp(min=settings.clip_norm)
             flat = [settings.momentum * m.reshape(-1) + shrink * g for m, g in zip(momenta, gradients, strict=True)]
             moved = [v.reshape(-1) - rate * m for v, m in zip(values, flat, strict=True)]

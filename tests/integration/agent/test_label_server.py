@@ -266,7 +266,21 @@ def test_the_page_follows_the_line_to_other_classes(folder, access) -> None:
 
 def test_answers_that_cannot_be_read_are_said(visitor, folder) -> None:
     folder.answers_path.mkdir()
-    assert [visitor.get(path).status for path in ("/", "/who")] == [507, 507]
+    for path in ("/", "/who"):
+        reply = visitor.get(path)
+        assert reply.status == 500
+        assert "cannot be read" in reply.text
+        assert "disk is full" not in reply.text
+
+
+def test_a_disk_too_full_to_claim_a_frame_is_said(visitor, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SpoolFolder, "claim", full)
+    reply = visitor.get()
+    assert reply.status == 507
+    assert "disk is full" in reply.text
 
 
 def test_a_slot_without_its_manifest_is_said(tmp_path, capsys) -> None:

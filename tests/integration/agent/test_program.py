@@ -18,7 +18,7 @@ from kiridashi.budget import MIB, Budget
 from kiridashi.manifest import CHUNK_BYTES
 from kiridashi.messages import Desired, LineDesired
 from kiridashi.slots import LineSlots
-from kiridashi_agent.reporting import resident_bytes
+from kiridashi_agent.machine import resident_bytes
 from label_place import fill
 from tiny_bundle import LABELS, device_tiles, make_bundle, write_device_samples
 

@@ -325,6 +325,25 @@ def test_the_command_serves_and_stops_on_request(device: Device) -> None:
         process.communicate()
 
 
+def test_ctrl_c_while_it_loads_shows_no_traceback(device: Device) -> None:
+    program = "import kiridashi.line_program as p, sys; print('ready', flush=True); sys.exit(p.run(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "serve", "--line", "press-3", "--port", "0", "--state"]
+    for wait_s in (0.0, 0.05, 0.1, 0.2):
+        process = subprocess.Popen(
+            [*command, str(device.state_dir)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(wait_s)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=20)
+        finally:
+            process.kill()
+        assert "Traceback" not in said
+        assert process.returncode in (-signal.SIGINT, 130, 0)
+
+
 def test_the_command_tells_what_a_line_has(device: Device, capsys: pytest.CaptureFixture[str]) -> None:
     from kiridashi.line_command import run
 

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from kiridashi import LineModel
@@ -102,6 +103,19 @@ def test_info_tells_what_computes_the_model(device: Device) -> None:
     assert (info.height, info.width, info.swap_error) == (16, 16, "")
     with pytest.raises(InputError, match="at least 1"):
         LineModel.open("press-3", device.state_dir, threads=0)
+
+
+def test_a_line_runs_as_the_agent_measured_unless_it_is_told_otherwise(device: Device) -> None:
+    active = Active("b", "model.tflite", device.manifest.digest, providers=("cpu",), threads=2)
+    install(device.slots, "b", device.slots.folder("a"))
+    device.slots.activate(active)
+    with LineModel.open("press-3", device.state_dir) as model:
+        assert (model.info().provider, model.info().threads) == ("cpu", 2)
+        device.slots.activate(msgspec.structs.replace(active, providers=("tensorrt", "xnnpack"), threads=1))
+        assert model.refresh()
+        assert (model.info().provider, model.info().threads) == ("xnnpack", 1)
+    with LineModel.open("press-3", device.state_dir, threads=3, providers=("cpu",)) as model:
+        assert (model.info().provider, model.info().threads) == ("cpu", 3)
 
 
 def test_a_model_that_does_not_fit_its_labels_does_not_open(device: Device, tmp_path: Path) -> None:

@@ -18,14 +18,13 @@ import pytest
 from kiridashi.artifacts import describe_file
 from kiridashi.budget import MIB
 from kiridashi.errors import BundleError, ExitCode, RuntimeUnavailableError
-from kiridashi.manifest import Preprocessing
 from kiridashi.probes import ProbeGraph, ProbeReport, ProbeSet, decode_probe_report
 from kiridashi_agent import jobs, profiling
 from kiridashi_agent.cli import main
-from kiridashi_agent.measure import open_plain, predict, random_frames
 from kiridashi_agent.process import JobCancelledError, Limits, MemoryLimitError
 from kiridashi_agent.profile_record import Record
 from kiridashi_agent.profiling import ProfileSettings, measure_probes
+from kiridashi_agent.subject import open_plain
 
 SHORT = ProfileSettings(seconds=60.0)
 
@@ -101,12 +100,12 @@ def test_a_whole_profile_and_the_second_call_measures_nothing(
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.tflite"])
 def test_with_one_thread_the_runtime_computes_in_the_calling_thread(shipped: Path, name: str) -> None:
-    model, preprocessing = open_plain(shipped / name, 1)
-    frame = random_frames(Preprocessing(height=16, width=16, mean=(0.5,) * 3, std=(0.25,) * 3))[0]
-    predict(model, preprocessing, frame)
+    subject = open_plain(shipped / name, jobs.MeasureRequest(""))
+    assert (subject.timed, subject.in_thread) == ("line", True)
+    subject.once(0)
     before = time.thread_time_ns(), time.process_time_ns()
-    for _ in range(2000):
-        predict(model, preprocessing, frame)
+    for n in range(2000):
+        subject.once(n)
     thread, process = time.thread_time_ns() - before[0], time.process_time_ns() - before[1]
     assert thread > 0.95 * process
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from kiridashi import LineModel
 from kiridashi.errors import InputError, StateError
-from kiridashi.samples import labelled_samples, load_samples, write_samples
+from kiridashi.gathering import Sources, gather
+from kiridashi.samples import Samples, write_samples
 from kiridashi.spool import Answer, AnswerLog, Spool, SpoolFolder
 from kiridashi_agent.jobs import TuneRequest, tune
 
@@ -149,6 +150,10 @@ def test_a_spool_that_vanishes_under_the_line_comes_back(folder: SpoolFolder) ->
         end(process)
 
 
+def load(files: Path | None, folder: SpoolFolder) -> Samples:
+    return gather(Sources(files, spool=folder), LABELS, SIDE, SIDE).samples
+
+
 def name_tiles(state: Path, per_class: int = 8, *, swap: bool = False) -> SpoolFolder:
     """Device tiles in the spool, each named by somebody."""
     folder = SpoolFolder(state, LINE)
@@ -190,11 +195,11 @@ def test_named_frames_stand_beside_files_and_files_count_more(device: Device, tm
     folder = name_tiles(device.state_dir, swap=True)
     images, classes = device_tiles(8, seed=5)
     write_samples(tmp_path / "files" / "a.npz", images[:10], classes[:10])
-    joined = load_samples(tmp_path / "files", LABELS, SIDE, SIDE, folder)
+    joined = load(tmp_path / "files", folder)
     assert len(joined) == len(images)
     assert list(joined.labels[:10]) == list(classes[:10])  # what people said of the same frames is not taken
     assert set(joined.part(holdout=True).labels) == set(range(len(LABELS)))
-    alone = load_samples(None, LABELS, SIDE, SIDE, folder)
+    alone = load(None, folder)
     assert len(alone) == len(images)
 
 
@@ -205,7 +210,7 @@ def test_only_classes_that_the_model_knows_are_read_and_frames_are_resized(folde
         entry = add_frame(folder, [0.4, 0.3, 0.2, 0.1], image=wide + number)
         folder.claim(folder.scan(folder.frames)[0])
         log.add(Answer(str(number), entry, kind, 1.0, label))  # type: ignore[arg-type]
-    samples = labelled_samples(folder, LABELS, SIDE, SIDE)
+    samples = load(None, folder)
     assert samples.images.shape == (1, SIDE, SIDE, 3)
     assert list(samples.labels) == [0]
 
@@ -215,20 +220,18 @@ def test_a_damaged_named_frame_is_left_out_and_set_aside(folder: SpoolFolder) ->
     victim = folder.scan(folder.answered)[0].name
     path = folder.answered / victim
     path.write_bytes(path.read_bytes()[:-1])
-    assert len(labelled_samples(folder, LABELS, SIDE, SIDE)) == 7
+    assert len(load(None, folder)) == 7
     assert folder.damaged() == 1
 
 
 def test_nothing_named_is_no_samples(folder: SpoolFolder, tmp_path: Path) -> None:
-    assert len(labelled_samples(folder, LABELS, SIDE, SIDE)) == 0
-    with pytest.raises(InputError):
-        load_samples(None, LABELS, SIDE, SIDE)
+    assert len(load(None, folder)) == 0
     with pytest.raises(InputError, match="no samples"):
-        load_samples(tmp_path / "none", LABELS, SIDE, SIDE, folder)
+        load(tmp_path / "none", folder)
     folder.answers_path.parent.mkdir(parents=True)
     folder.answers_path.mkdir()
     with pytest.raises(StateError):
-        labelled_samples(folder, LABELS, SIDE, SIDE)
+        load(None, folder)
 
 
 def test_the_cost_of_an_offer_is_microseconds(tmp_path: Path) -> None:

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from kiridashi import LineModel
 from kiridashi.artifacts import sha256_file
-from kiridashi.errors import BundleError, ExitCode, InputError, StateError
+from kiridashi.errors import BundleError, ExitCode, InputError, StateError, TrustError
 from kiridashi.manifest import Manifest, TrainSpec
 from kiridashi.samples import write_samples
 from kiridashi.slots import Active
 from kiridashi.trust import load_public_key, read_seal, verify_seal
 from kiridashi_agent import finetune
-from kiridashi_agent.jobs import TuneOutcome, TuneRequest, tune
+from kiridashi_agent.jobs import TuneOutcome, TuneRequest, survey, tune
 from kiridashi_agent.patching import read_parameters
-from kiridashi_agent.process import JobCancelledError, JobTimeoutError, Limits
+from kiridashi_agent.process import JobCancelledError, JobTimeoutError, Limits, MemoryLimitError
+from kiridashi_agent.thermostat import Thermostat
 
 from tests.assets.tiny_bundle import BIAS, CLASSES, HEAD_WEIGHT, LABELS, PARAMETERS, device_tiles, write_device_samples
 from tests.integration.device_runtime.conftest import Device, install
@@ -78,7 +79,8 @@ def test_tuning_wins_is_sealed_and_serves(ready: Device, artifact: str, used: st
     seal = read_seal(tuned)
     verify_seal(seal, load_public_key(ready.state_dir))
     assert (seal.parent, seal.device, seal.digest) == (ready.manifest.digest, "dev-1", outcome.model_digest)
-    assert seal.artifacts == {used: sha256_file(tuned / used)}
+    assert seal.artifacts == {name: sha256_file(tuned / name) for name in ("model.onnx", "model.tflite")}
+    assert report.stale == ("model.int8.onnx",)
     assert seal.values == sha256_file(tuned / "tuned.npz")
 
     images, labels = device_tiles(20, 900)
@@ -152,7 +154,87 @@ def test_diverging_iterations_leave_the_head(ready: Device) -> None:
 def test_iterations_are_bounded_in_time(ready: Device) -> None:
     report = tune(request(ready, iterations=10_000_000, max_seconds=0.3)).report
     assert 1 < report.iterations < 10_000_000
-    assert report.kept
+    assert (report.kept, report.bound) == (True, "time")
+
+
+def test_a_hot_board_ends_the_iterations_and_the_report_says_so(ready: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = [0.0]
+
+    def sleep(seconds: float) -> None:
+        passed[0] += seconds
+
+    def thermostat(limit: float) -> Thermostat:
+        return Thermostat(limit, lambda: 90.0, lambda: time.monotonic() + passed[0], sleep)
+
+    monkeypatch.setattr(finetune, "Thermostat", thermostat)
+    report = finetune.run(request(ready, max_celsius=80.0)).report
+    assert (report.iterations, report.bound, report.celsius) == (1, "temperature", 90.0)
+    assert report.paused_s >= 120
+    cool = finetune.run(request(ready, max_celsius=95.0)).report
+    assert (cool.iterations, cool.bound, cool.paused_s) == (12, "", 0.0)
+
+
+def test_the_memory_of_a_tuning_is_bounded_and_the_error_says_so(ready: Device) -> None:
+    before = slot_files(ready)
+    with pytest.raises(MemoryLimitError, match="limit of 40 MiB") as caught:
+        tune(request(ready), Limits(60, memory_bytes=40 << 20))
+    assert caught.value.exit_code == ExitCode.TUNE
+    assert slot_files(ready) == before
+
+
+def test_both_files_carry_the_tuned_weights(ready: Device) -> None:
+    outcome = tune(request(ready))
+    images, labels = device_tiles(20, 900)
+    seen = []
+    for artifact in ("model.onnx", "model.tflite"):
+        ready.slots.activate(Active(slot="b", artifact=artifact, model_digest=outcome.model_digest, tuned=True))
+        with LineModel.open("press-3", ready.state_dir) as model:
+            seen.append(model.predict(images))
+    np.testing.assert_allclose(seen[0].values, seen[1].values, atol=1e-4)
+    assert (seen[1].indices == labels).mean() > 0.95
+
+
+def test_a_stale_file_cannot_be_served_as_tuned(ready: Device) -> None:
+    outcome = tune(request(ready))
+    stale = outcome.report.stale[0]
+    with pytest.raises(StateError, match="not complete"):
+        ready.slots.activate(Active(slot="b", artifact=stale, model_digest=outcome.model_digest, tuned=True))
+    shutil.copy(ready.slots.folder("b") / stale, ready.slots.folder("b") / "tuned" / stale)
+    ready.slots.activate(Active(slot="b", artifact=stale, model_digest=outcome.model_digest, tuned=True))
+    with pytest.raises(TrustError, match="not the file that was sealed"):
+        LineModel.open("press-3", ready.state_dir)
+
+
+def test_a_file_without_a_place_for_a_changed_parameter_is_stale(ready: Device) -> None:
+    def without_bias(artifact: Any) -> Any:
+        kept = tuple(patch for patch in artifact.patches if patch.parameter != BIAS)
+        return msgspec.structs.replace(artifact, patches=kept) if artifact.name == "model.tflite" else artifact
+
+    change_manifest(ready, artifacts=tuple(without_bias(artifact) for artifact in ready.manifest.artifacts))
+    outcome = tune(request(ready))
+    assert set(outcome.report.stale) == {"model.int8.onnx", "model.tflite"}
+    assert not (ready.slots.folder("b") / "tuned" / "model.tflite").exists()
+
+
+def test_what_was_learnt_from_is_kept_and_the_serving_model_has_to_be_beaten(ready: Device, shipped: Path) -> None:
+    given = request(ready, samples="", given=(str(ready.samples),))
+    first = tune(given)
+    assert first.report.sources == {"given": 32}
+    ready.slots.activate(Active(slot="b", artifact="model.onnx", model_digest=first.model_digest, tuned=True))
+    install(ready.slots, "a", shipped)
+    serving = str(ready.slots.folder("b") / "tuned")
+    second = tune(request(ready, samples="", slot="a", serving=serving)).report
+    assert second.sources == {"kept": 32}
+    assert (second.samples, second.holdout) == (first.report.samples, first.report.holdout)
+    assert second.accuracy_before == first.report.accuracy_after > first.report.accuracy_before
+
+
+def test_a_survey_counts_and_changes_nothing(ready: Device) -> None:
+    found = survey(request(ready, given=()))
+    assert found.sources == {"files": 32}
+    assert {entry.learn for entry in found.classes.values()} == {6}
+    assert {(entry.holdout, entry.refused_from) for entry in found.classes.values()} == {(2, None)}
+    assert not (ready.state_dir / "spool").exists()
 
 
 def test_a_parameter_without_a_place_stays_as_shipped(ready: Device) -> None:

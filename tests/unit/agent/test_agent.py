@@ -44,7 +44,8 @@ def test_what_cannot_run_here_is_not_downloaded(device, bundles) -> None:
     device.transport.want(1, press_3=V1)
     device.settle()
     names = {path.name for path in device.slots.folder("a").iterdir()}
-    assert names == {"manifest.json", "model.onnx", "model.int8.onnx", "probe.npz"}
+    training = {"train_step.onnx", "train_state.npz"}  # samples may come later
+    assert names == {"manifest.json", "model.onnx", "model.int8.onnx", "probe.npz"} | training
 
 
 def test_an_update_goes_to_the_other_slot_and_fetches_only_what_is_new(serving, bundles) -> None:
@@ -129,6 +130,60 @@ def test_when_every_probe_fails_the_bundle_is_rejected(serving) -> None:
     state = serving.settle()
     assert (state.phase, state.error.kind, state.error.phase) == ("rejected", "BundleError", "probing")
     assert serving.slots.active().slot == "a"
+
+
+def test_a_file_that_is_less_accurate_is_out_and_the_report_says_why(device, bundles) -> None:
+    device.jobs.p95_ms = {"model.onnx": 4.0, "model.int8.onnx": 2.0, "model.tflite": 3.0}
+    device.jobs.drops = {"model.int8.onnx": 0.25}
+    device.transport.want(1, press_3=V1)
+    state = device.settle()
+    assert state.artifact == "model.tflite"
+    trials = {trial.artifact: trial for trial in state.trials}
+    assert trials["model.int8.onnx"].reason == "25% of the frames lost"
+    assert trials["model.int8.onnx"].accuracy.drop == 0.25
+    assert trials["model.int8.onnx"].latency_p95_ms is None
+    assert (trials["model.tflite"].chosen, trials["model.tflite"].provider) == (True, "cpu")
+    assert trials["model.onnx"].reason == "inside the budget, and slower than model.tflite"
+    # A float file is the reference: it needs no comparison.
+    assert [name for job, name in device.jobs.calls if job == "accuracy"] == ["model.int8.onnx"]
+
+
+def test_the_line_says_how_much_may_be_lost(device) -> None:
+    device.set_line(max_accuracy_drop=0.3)
+    device.jobs.p95_ms = {"model.onnx": 4.0, "model.int8.onnx": 2.0, "model.tflite": 3.0}
+    device.jobs.drops = {"model.int8.onnx": 0.25}
+    device.transport.want(1, press_3=V1)
+    assert device.settle().artifact == "model.int8.onnx"
+
+
+def test_when_no_file_is_accurate_enough_the_bundle_is_rejected(serving) -> None:
+    serving.set_line(max_accuracy_drop=0.1, runtime="onnxruntime")
+    serving.jobs.fail = {"probe:model.onnx": BundleError("other outputs")}
+    serving.jobs.drops = {"model.int8.onnx": 0.25}
+    serving.transport.want(2, press_3=V2)
+    state = serving.settle()
+    assert (state.phase, state.error.kind, state.error.message) == ("rejected", "BundleError", "other outputs")
+    assert [trial.reason for trial in state.trials] == ["failed its checks: other outputs", "25% of the frames lost"]
+    assert serving.slots.active().slot == "a"
+
+
+def test_a_file_whose_accuracy_cannot_be_checked_is_out(device) -> None:
+    device.jobs.p95_ms = {"model.onnx": 4.0, "model.int8.onnx": 2.0, "model.tflite": 3.0}
+    device.jobs.fail = {"accuracy": JobCrashedError("the child died")}
+    device.transport.want(1, press_3=V1)
+    state = device.settle()
+    assert state.artifact == "model.tflite"
+    assert "failed its checks: the child died" in [trial.reason for trial in state.trials]
+
+
+def test_providers_and_threads_of_the_line_reach_measuring_and_the_line_process(device) -> None:
+    device.set_line(providers=("cuda", "cpu"), threads=3)
+    device.transport.want(1, press_3=V1)
+    state = device.settle()
+    assert {(request.providers, request.threads) for request in device.jobs.requests} == {(("cuda", "cpu"), 3)}
+    active = device.slots.active()
+    assert (active.providers, active.threads) == (("cuda", "cpu"), 3)
+    assert state.measured.provider == "cpu"
 
 
 def test_when_nothing_can_be_measured_the_reason_is_reported(serving) -> None:

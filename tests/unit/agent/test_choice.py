@@ -1,9 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from kiridashi.budget import Budget, Measurement
 from kiridashi.errors import RuntimeUnavailableError
-from kiridashi_agent.choice import can_be_tuned, candidates, fastest_within, judged, nearest, needed_files
+from kiridashi.messages import ArtifactTrial
+from kiridashi_agent.choice import (
+    can_be_tuned,
+    candidates,
+    explained,
+    fastest_within,
+    judged,
+    nearest,
+    needed_files,
+)
+from kiridashi_agent.process import JobTimeoutError
 from tiny_bundle import make_bundle
 
 
@@ -57,6 +69,41 @@ def test_the_fastest_inside_the_budget_is_chosen(manifest) -> None:
         measured(manifest, "model.tflite", 2.5, budget),
     ]
     assert fastest_within(entries).artifact == "model.onnx"
+
+
+def test_every_file_has_its_reason(manifest) -> None:
+    budget = Budget(latency_p95_ms=3.0)
+    trials = [
+        ArtifactTrial("model.onnx"),
+        ArtifactTrial("model.int8.onnx", reason="lost 20% of the frames"),
+        ArtifactTrial("model.tflite"),
+        ArtifactTrial("slow"),
+        ArtifactTrial("hung"),
+        ArtifactTrial("left"),
+    ]
+    entries = [
+        measured(manifest, "model.onnx", 2.0, budget),
+        measured(manifest, "model.tflite", 1.5, budget),
+        replace(measured(manifest, "model.onnx", 4.0, budget), artifact="slow"),
+    ]
+    found = explained(trials, entries, {"hung": JobTimeoutError("it hung")}, budget, entries[1])
+    assert [(trial.artifact, trial.chosen, trial.within) for trial in found] == [
+        ("model.onnx", False, True),
+        ("model.int8.onnx", False, None),
+        ("model.tflite", True, True),
+        ("slow", False, False),
+        ("hung", False, None),
+        ("left", False, None),
+    ]
+    assert [trial.reason for trial in found] == [
+        "inside the budget, and slower than model.tflite",
+        "lost 20% of the frames",
+        "the fastest that passed every gate",
+        "over the budget: p95 4 ms of 3 ms",
+        "could not be measured: it hung",
+        "not measured: files that can be tuned go first",
+    ]
+    assert found[2].latency_p95_ms == 1.5
 
 
 def test_of_those_over_it_the_nearest_is_reported(manifest) -> None:

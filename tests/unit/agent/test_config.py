@@ -33,6 +33,17 @@ def test_defaults_and_absolute_paths(tmp_path) -> None:
     assert config.lines["press-3"].runtime == "auto"
     assert config.lines["press-3"].tune
     assert config.limits.window == 4
+    assert config.lines["press-3"].providers == ("tensorrt", "cuda", "xnnpack", "cpu")
+    assert config.lines["press-3"].max_accuracy_drop == 0.05
+
+
+def test_providers_and_the_accuracy_that_may_be_lost_are_read_and_written(tmp_path) -> None:
+    text = MINIMAL + '[lines.press-3]\nproviders = ["cuda", "cpu"]\nmax_accuracy_drop = 0\n'
+    config = load_config(write(tmp_path, text))
+    assert config.lines["press-3"].providers == ("cuda", "cpu")
+    assert config.lines["press-3"].max_accuracy_drop == 0.0
+    (tmp_path / "again").mkdir()
+    assert load_config(write(tmp_path / "again", render_config(config))).lines == config.lines
 
 
 @pytest.mark.parametrize(
@@ -45,6 +56,9 @@ def test_defaults_and_absolute_paths(tmp_path) -> None:
         (MINIMAL + "port = 70000\n", "$.broker.port"),
         (MINIMAL + "[lines.press-3]\nruntime = 'tensorrt'\n", "$.lines[...].runtime"),
         (MINIMAL + "[lines.press-3]\nsamples = 3\n", "path in quotes"),
+        (MINIMAL + "[lines.press-3]\nproviders = ['TPU']\n", "$.lines[...].providers[0]"),
+        (MINIMAL + "[lines.press-3]\nproviders = []\n", "$.lines[...].providers"),
+        (MINIMAL + "[lines.press-3]\nmax_accuracy_drop = 5\n", "$.lines[...].max_accuracy_drop"),
         (MINIMAL + "[lines.Press]\n", "'Press' is not a valid line name"),
         (MINIMAL + "[limits]\nwindow = 0\n", "$.limits.window"),
         (MINIMAL.replace("cam-1", "Cam 1"), "not a valid device name"),

@@ -71,6 +71,22 @@ def test_every_fourth_frame_is_of_the_random_draw(folder, session) -> None:
     assert drawn not in shown[:3]
 
 
+def test_what_is_named_of_the_random_draw_does_not_depend_on_the_values(folder, session) -> None:
+    """In whatever turn they are shown: by rank, as they were drawn."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for rank in range(12):
+        values = sorted((float(v) for v in rng.dirichlet(np.full(4, 0.3))), reverse=True)
+        drawn.append(add_frame(folder, values, kind="random", rank=float(rank)))
+    uncertain = [add_frame(folder, SURE) for _ in range(6)]
+    shown = []
+    for _ in range(18):
+        shown.append(session.view().entry)
+        say(session, shown[-1], "")
+    assert [entry for entry in shown if entry in drawn] == drawn[::-1]
+    assert [number for number, entry in enumerate(shown) if entry in uncertain] == [0, 1, 2, 4, 5, 6]
+
+
 def test_undo_shows_the_frame_again_and_counts_back(folder, session) -> None:
     for _ in range(3):
         add_frame(folder, UNSURE)

@@ -4,9 +4,12 @@ import logging
 import subprocess
 import sys
 
+from kiridashi.messages import ArtifactTrial, LineState
 from kiridashi_agent import logs
-from kiridashi_agent.journal import Journal
-from kiridashi_agent.reporting import HEAVY_MODULES, build_report, resident_bytes
+from kiridashi_agent.cli import main
+from kiridashi_agent.journal import Journal, LineRecord
+from kiridashi_agent.machine import resident_bytes
+from kiridashi_agent.reporting import HEAVY_MODULES, build_report
 
 
 def test_the_resident_size_is_read_from_the_kernel(tmp_path) -> None:
@@ -61,3 +64,19 @@ def test_repeated_warnings_are_held_back_and_counted(caplog) -> None:
     quiet._held_back["again"] = 4
     quiet.warning("again")
     assert caplog.records[-1].getMessage() == "again (4 more of these before)"
+
+
+def test_status_says_of_every_file_why_it_was_chosen_or_not(tmp_path, capsys) -> None:
+    (tmp_path / "config.toml").write_text('[device]\nid = "cam-1"\n[broker]\nhost = "localhost"\n[lines.press-3]\n')
+    trials = (
+        ArtifactTrial("model.onnx", chosen=True, reason="the fastest", provider="cpu", latency_p95_ms=1.25),
+        ArtifactTrial("model.int8.onnx", reason="25% of the frames lost"),
+        ArtifactTrial("model.tflite"),
+    )
+    state = LineState(phase="measuring", trials=trials)
+    Journal(tmp_path / "journal").write_line("press-3", LineRecord(state=state))
+    assert main(["status", "--state", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "  model.onnx: chosen, the fastest, p95 1.25 ms on cpu\n" in shown
+    assert "  model.int8.onnx: 25% of the frames lost\n" in shown
+    assert "  model.tflite: to be measured" in shown

@@ -13,7 +13,7 @@ from kiridashi.runtime.litert import _dequantise, _quantise
 from kiridashi_agent.cage import open_cage
 from kiridashi_agent.jobs import MeasureRequest
 from kiridashi_agent.machine import conditions, hardware_kind
-from kiridashi_agent.measure import settled_percentiles, time_runs
+from kiridashi_agent.measure import settled_runs, time_runs, warm_up
 from kiridashi_agent.probe import compare
 
 EXPECTED = np.array([[4.0, 0.0], [0.0, 2.0], [3.0, 1.0], [1.0, 3.0]], np.float32)
@@ -63,14 +63,33 @@ def timed(latency_s: float, **settings: float) -> np.ndarray:
 
 
 def test_fast_models_are_timed_up_to_the_greatest_number() -> None:
-    times = timed(1e-6, warmup=3, runs=100, max_runs=500, seconds=2.0)
+    times = timed(1e-6, runs=100, max_runs=500, seconds=2.0)
     assert len(times) == 500
     np.testing.assert_allclose(times, 1e-3)
 
 
 def test_slow_models_get_the_least_number_or_are_given_up_on() -> None:
-    assert len(timed(0.1, warmup=3, runs=100, max_runs=500, seconds=2.0)) == 100
-    assert len(timed(10.0, warmup=3, runs=100, max_runs=500, seconds=2.0)) == 20
+    assert len(timed(0.1, runs=100, max_runs=500, seconds=2.0)) == 100
+    assert len(timed(10.0, runs=100, max_runs=500, seconds=2.0)) == 20
+
+
+def test_what_is_done_between_the_runs_is_not_timed() -> None:
+    now = [0.0]
+
+    def take(seconds: float) -> None:
+        now[0] += seconds
+
+    times = time_runs(
+        lambda _: take(0.01), MeasureRequest("x", runs=5, seconds=0.1), lambda: now[0], between=lambda _: take(1.0)
+    )
+    np.testing.assert_allclose(times, 10.0)
+
+
+def test_warming_up_ends_with_its_number_or_its_time() -> None:
+    for latency_s, wanted in ((0.001, 10), (1.0, 3)):
+        calls, ticks = [], itertools.count(0.0, latency_s)
+        warm_up(calls.append, MeasureRequest("x", warmup=10, seconds=2.0), lambda ticks=ticks: next(ticks))
+        assert len(calls) == wanted
 
 
 @pytest.mark.parametrize(
@@ -126,19 +145,19 @@ def test_integer_inputs_and_outputs_use_their_own_scale() -> None:
 
 def test_calm_runs_are_taken_as_they_are() -> None:
     times = np.random.default_rng(0).gamma(100, 0.01, 1000)
-    percentiles, notes = settled_percentiles(times)
-    assert percentiles == tuple(np.percentile(times, (50, 95, 99)))
+    settled, notes = settled_runs(times)
+    assert settled is times
     assert notes == ()
 
 
 def test_of_disturbed_runs_the_quietest_window_counts_and_the_note_says_so() -> None:
     times = np.full(1000, 1.0)
     times[:900:10] = 5.0  # every tenth run is interrupted, but for the last window
-    (p50, p95, p99), notes = settled_percentiles(times)
-    assert (p50, p95, p99) == (1.0, 1.0, 1.0)
+    settled, notes = settled_runs(times)
+    assert np.percentile(settled, (50, 95, 99)).tolist() == [1.0, 1.0, 1.0]
     assert "p95 over all runs 5 ms" in notes[0]
 
 
 def test_few_runs_are_not_cut_into_windows() -> None:
     times = np.tile([1.0, 1.0, 1.0, 9.0], 20)
-    assert settled_percentiles(times)[0][1] == 9.0
+    assert settled_runs(times)[0] is times

@@ -6,7 +6,8 @@ import kiridashi.samples as module
 import numpy as np
 import pytest
 from kiridashi.errors import InputError
-from kiridashi.samples import load_samples, write_samples
+from kiridashi.gathering import Sources, gather
+from kiridashi.samples import write_samples
 
 LABELS = ("good", "bad", "odd")
 
@@ -16,7 +17,7 @@ def images(count: int, seed: int = 0, side: int = 6) -> np.ndarray:
 
 
 def load(folder: Path) -> module.Samples:
-    return load_samples(folder, LABELS, 6, 6)
+    return gather(Sources(folder), LABELS, 6, 6).samples
 
 
 def test_names_and_indices_mean_the_same(tmp_path: Path) -> None:

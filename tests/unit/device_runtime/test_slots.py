@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -166,3 +167,13 @@ def test_the_resident_side_imports_neither_numpy_nor_a_runtime() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_pointer_of_an_older_agent_names_no_providers(slots: LineSlots) -> None:
+    filled(slots, "a", "one")
+    pointer = json.loads(slots.pointer_path.read_text())
+    del pointer["active"]["providers"], pointer["active"]["threads"]
+    slots.pointer_path.write_text(json.dumps(pointer))
+    active = slots.active()
+    assert active is not None
+    assert (active.providers, active.threads) == ((), 0)

@@ -122,6 +122,18 @@ def test_the_random_draw_does_not_look_at_the_values(tmp_path) -> None:
     assert 0.25 < np.mean(drawn) < 0.75
 
 
+def test_on_a_slow_line_both_sets_get_their_share(tmp_path) -> None:
+    """One frame between two writes is the best of its interval in both ways."""
+    spool = Spool(SpoolFolder(tmp_path, "l"), SpoolLimits(frames=400, filling_s=0.001, free_disk_bytes=0), seed=0)
+    margins = [n % 2 * 0.8 for n in range(160)]
+    offer_all(spool, margins, pause_s=0.006)
+    places = spool.folder.scan(spool.folder.frames)
+    drawn = [f.header.margin for f, p in zip(kept(spool), places, strict=True) if p.kind == "random"]
+    assert len(places) > 120
+    assert 0.15 < len(drawn) / len(places) < 0.4
+    assert 0.2 < np.mean(drawn) < 0.6
+
+
 def test_a_flood_stays_inside_the_limits_of_files_and_bytes(tmp_path) -> None:
     limits = SpoolLimits(frames=400, bytes=20_000, filling_s=0.0, full_s=0.0, free_disk_bytes=0)
     spool = Spool(SpoolFolder(tmp_path, "l"), limits, seed=0)

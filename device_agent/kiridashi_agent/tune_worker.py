@@ -1,0 +1,114 @@
+"""Tunes lines by itself when enough new frames were named, beside the agent's own loop and only while lines rest."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from kiridashi.config import Config
+from kiridashi.errors import KiridashiError
+from kiridashi.slots import LineSlots
+from kiridashi.spool import SpoolFolder
+
+from kiridashi_agent.journal import MAX_ATTEMPTS, Journal
+from kiridashi_agent.process import JobCancelledError
+from kiridashi_agent.retune import LineTuner, TuneWish, named_ids
+
+_LOG = logging.getLogger(__name__)
+RETRY_S = 60.0
+
+
+class TuneWorker:
+    """Runs one tuning at a time in a thread of its own, while the agent lets it."""
+
+    def __init__(self, config: Config, journal: Journal, tuner: LineTuner) -> None:
+        self._config, self._journal, self._tuner = config, journal, tuner
+        self._cancel = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._settled = False
+        self._retry_at: dict[str, float] = {}
+        self._answers: dict[str, tuple[tuple[int, int], tuple[str, ...]]] = {}
+
+    def go_on(self) -> None:
+        """Begin a tuning if one is due; returns at once.
+
+        Raises: what the thread ended with, if that was a defect.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self.pause()
+        if not self._settled:
+            for line in self._config.lines:
+                self._tuner.settle(line)
+            self._settled = True
+        due = next((line for line in self._config.lines if self._is_due(line)), None)
+        if due is not None:
+            self._cancel.clear()
+            self._thread = threading.Thread(target=self._body, args=(due,), name="kiridashi-tune", daemon=True)
+            self._thread.start()
+
+    def is_open(self) -> bool:
+        """Whether a tuning is under way or due."""
+        busy = self._thread is not None and self._thread.is_alive()
+        return busy or any(self._is_due(line) for line in self._config.lines)
+
+    def pause(self) -> None:
+        """Interrupt a tuning and return once it has stopped; raises as :meth:`go_on`."""
+        self._cancel.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _is_due(self, line: str) -> bool:
+        section = self._config.lines[line]
+        if not (section.tune and section.tune_after) or time.monotonic() < self._retry_at.get(line, 0.0):
+            return False
+        record = self._journal.tuning(line)
+        if record is not None and record.phase == "interrupted" and record.trigger == "named":
+            return record.attempts < MAX_ATTEMPTS
+        try:
+            if LineSlots(self._config.device.state_dir, line).active() is None:
+                return False
+            new = newly_named(self._named(line), record.answers if record else ())
+        except KiridashiError as error:
+            self._put_off(line, error)
+            return False
+        return new >= section.tune_after
+
+    def _named(self, line: str) -> tuple[str, ...]:
+        """The answers, read again only when their file has changed."""
+        state = self._config.device.state_dir
+        try:
+            status = SpoolFolder(state, line).answers_path.stat()
+        except OSError:
+            return ()
+        now = status.st_mtime_ns, status.st_size
+        if line not in self._answers or self._answers[line][0] != now:
+            self._answers[line] = now, named_ids(state, line)
+        return self._answers[line][1]
+
+    def _body(self, line: str) -> None:
+        try:
+            self._tuner.tune(line, TuneWish("named"), self._cancel)
+        except JobCancelledError:
+            _LOG.info("line=%s the tuning makes way, and is done later", line)
+        except (KiridashiError, OSError) as error:
+            self._put_off(line, error)
+        except BaseException as error:  # noqa: BLE001 - handed over to the agent's own thread
+            self._failure = error
+
+    def _put_off(self, line: str, error: Exception) -> None:
+        _LOG.warning("line=%s could not be tuned: %s", line, error)
+        self._retry_at[line] = time.monotonic() + RETRY_S
+
+
+def newly_named(answers: Sequence[str], known: Sequence[str]) -> int:
+    """How many answers came after the newest known one that still holds; all, if none does. Pure."""
+    places = [answers.index(answer) for answer in known if answer in answers]
+    return len(answers) - 1 - max(places) if places else len(answers)
