@@ -23,6 +23,10 @@ SHARED = frozenset(
             "oneshot_tasks",
             "report",
             "torch_pruning",
+            "trainstep_accuracy",
+            "trainstep_child",
+            "trainstep_costs",
+            "trainstep_subject",
             "zoo",
         ),
     }

@@ -27,6 +27,8 @@ from kiridashi_server.export.errors import ExportError
 Float32 = NDArray[np.float32]
 _SEED = 0x6B697269
 _SWAPPED = (1, 0)
+_ORDERS: Mapping[int, tuple[tuple[int, ...], ...]] = {2: (_SWAPPED,), 4: ((0, 2, 3, 1), (1, 2, 3, 0))}
+_ORDERS: Mapping[int, tuple[tuple[int, ...], ...]] = {2: (_SWAPPED,), 4: ((0, 2, 3, 1), (1, 2, 3, 0))}
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,9 @@ def locate_parameters(path: Path, parameters: Mapping[str, Float32]) -> Located:
 
 def _forms(values: Float32) -> dict[tuple[int, ...] | None, Float32]:
     """The orders in which a file may hold values, by their axes; each order of the bytes once."""
-    orders: list[tuple[int, ...]] = {2: [_SWAPPED], 4: [(0, 2, 3, 1), (1, 2, 3, 0)]}.get(values.ndim, [])
     forms: dict[tuple[int, ...] | None, Float32] = {None: values}
     seen = {_file_bytes(values)}
-    for axes in orders:
+    for axes in _ORDERS.get(values.ndim, ()):
         form = values.transpose(axes)
         if _file_bytes(form) not in seen:
             seen.add(_file_bytes(form))

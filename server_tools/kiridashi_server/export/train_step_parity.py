@@ -129,7 +129,7 @@ def _compare(model: Classifier, session: Any, settings: StepSettings, rng: np.ra
 
 def _apart(ours: _Run, reference: _Run) -> float:
     norms_apart = abs(ours.norm - reference.norm) / max(reference.norm, _TINY)
-    return float(np.max([_relative(ours.gradients, reference.gradients), norms_apart]))
+    return float(np.max([relative_gap(ours.gradients, reference.gradients), norms_apart]))
 
 
 def _start_values(model: Classifier, names: Sequence[str], rng: np.random.Generator) -> dict[str, FloatArray]:
@@ -199,7 +199,8 @@ def _run_torch(
     return _Run(tuple(losses), gradients, norm)
 
 
-def _relative(ours: Sequence[FloatArray], reference: Sequence[FloatArray]) -> float:
+def relative_gap(ours: Sequence[FloatArray], reference: Sequence[FloatArray]) -> float:
+    """How far gradients are apart, as ``StepParity.gradient_max_rel`` has it."""
     largest = [float(np.max(np.abs(value))) for value in reference]
     floor = max(_NEGLIGIBLE * max(largest), _TINY)
     apart = [float(np.max(np.abs(a - b))) for a, b in zip(ours, reference, strict=True)]

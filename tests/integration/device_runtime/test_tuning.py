@@ -12,11 +12,11 @@ import pytest
 from kiridashi import LineModel
 from kiridashi.artifacts import sha256_file
 from kiridashi.errors import BundleError, ExitCode, InputError, StateError, TrustError
-from kiridashi.manifest import Manifest, TrainSpec
+from kiridashi.manifest import Manifest, TrainSpec, TrainVariant
 from kiridashi.samples import write_samples
 from kiridashi.slots import Active
 from kiridashi.trust import load_public_key, read_seal, verify_seal
-from kiridashi_agent import finetune
+from kiridashi_agent import finetune, jobs
 from kiridashi_agent.jobs import TuneOutcome, TuneRequest, survey, tune
 from kiridashi_agent.patching import read_parameters
 from kiridashi_agent.process import JobCancelledError, JobTimeoutError, Limits, MemoryLimitError
@@ -235,6 +235,65 @@ def test_a_survey_counts_and_changes_nothing(ready: Device) -> None:
     assert {entry.learn for entry in found.classes.values()} == {6}
     assert {(entry.holdout, entry.refused_from) for entry in found.classes.values()} == {(2, None)}
     assert not (ready.state_dir / "spool").exists()
+
+
+def sized(device: Device, largest_bytes: int = 0) -> None:
+    """Give the bundle two sizes of the train step: the head and the bias, and a larger one that trains the same."""
+    spec = device.manifest.train
+    assert isinstance(spec, TrainSpec)
+    small = TrainVariant("biases", spec.graph, spec.parameters, spec.learning_rate, 1 << 20, 100, 100)
+    large = msgspec.structs.replace(small, name="all", peak_bytes=largest_bytes, macs=200)
+    change_spec(device, variants=(small, large))
+
+
+def test_the_largest_size_is_taken_and_the_others_are_told_of(ready: Device) -> None:
+    sized(ready)
+    report = tune(request(ready)).report
+    assert report.kept, report.reason
+    assert (report.variant, report.iterations) == ("all", 12)
+    assert {cost.name: cost.outcome.split(":")[0] for cost in report.variants} == {
+        "biases": "not needed",
+        "all": "taken",
+    }
+    assert all(cost.seconds > 0 for cost in report.variants)
+
+
+def test_a_size_beyond_the_memory_is_not_even_loaded(ready: Device) -> None:
+    sized(ready, largest_bytes=1 << 40)
+    report = tune(request(ready)).report
+    assert report.kept, report.reason
+    assert report.variant == "biases"
+    assert "needs more than" in report.variants[1].outcome
+
+
+def test_a_size_that_is_too_slow_gives_way_to_a_smaller_one(ready: Device) -> None:
+    sized(ready)
+    report = tune(request(ready, iterations=100_000, max_seconds=0.5)).report
+    assert report.variant == "biases"
+    assert 1 <= report.iterations < 100_000
+    assert "too slow" in report.variants[1].outcome
+
+
+def test_a_size_that_is_killed_for_memory_gives_way_to_a_smaller_one(
+    ready: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sized(ready)
+    asked: list[TuneRequest] = []
+
+    def run(job: str, asking: TuneRequest, *rest: object, **more: object) -> TuneOutcome:
+        asked.append(asking)
+        if not asking.skip:
+            (ready.slots.folder("b") / jobs.TRYING_NAME).write_text("all")
+            raise MemoryLimitError("too large")
+        return finetune.run(asking)
+
+    monkeypatch.setattr(jobs, "_run", run)
+    report = tune(request(ready)).report
+    assert [one.skip for one in asked] == [(), ("all",)]
+    assert report.kept, report.reason
+    assert report.variant == "biases"
+    assert report.variants[1].outcome == "went over the memory limit"
+    assert not (ready.slots.folder("b") / jobs.TRYING_NAME).exists()
 
 
 def test_a_parameter_without_a_place_stays_as_shipped(ready: Device) -> None:

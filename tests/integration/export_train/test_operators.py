@@ -151,3 +151,14 @@ def test_an_operator_without_translation_is_named_and_nothing_is_written(
         export_train_step(model, (3, 16, 16), ["features.0.bias"], 2, tmp_path / "step.onnx", tmp_path / "state.npz")
     assert caught.value.next_step
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (5, 2, 2), (3, 2, 0)])
+def test_gradients_of_depthwise_layers_on_wide_maps(
+    classifier: Callable[..., Classifier], tmp_path: Path, kernel: int, stride: int, padding: int
+) -> None:
+    stem = nn.Conv2d(3, 4, 3, padding=1)
+    model = classifier(stem, nn.Conv2d(4, 4, kernel, stride, padding, groups=4), nn.Tanh(), size=90)
+    names = [name for name, _ in model.named_parameters()]
+    report = export_train_step(model, (3, 90, 90), names, 2, tmp_path / "step.onnx", tmp_path / "state.npz")
+    assert report.gradient_max_rel < 1e-5
