@@ -278,6 +278,7 @@ def tune(request: TuneRequest, limits: Limits = TUNE_LIMITS) -> TuneOutcome:
             return _run("tune", request, TuneOutcome, limits, subject, nice=TUNE_NICE)
         except JobError as error:
             failed = trying.read_text() if trying.is_file() else ""
+            trying.unlink(missing_ok=True)
             if not isinstance(error, MemoryLimitError) or not failed or failed in request.skip:
                 error.exit_code = ExitCode.TUNE
                 raise

@@ -28,7 +28,6 @@ Float32 = NDArray[np.float32]
 _SEED = 0x6B697269
 _SWAPPED = (1, 0)
 _ORDERS: Mapping[int, tuple[tuple[int, ...], ...]] = {2: (_SWAPPED,), 4: ((0, 2, 3, 1), (1, 2, 3, 0))}
-_ORDERS: Mapping[int, tuple[tuple[int, ...], ...]] = {2: (_SWAPPED,), 4: ((0, 2, 3, 1), (1, 2, 3, 0))}
 
 
 @dataclass(frozen=True)
