@@ -91,14 +91,14 @@ def run(request: TuneRequest) -> TuneOutcome:
     if shortage:
         return _not_tuned(request, started, found, shortage)
     serving = Path(request.serving) if request.serving else bundle.folder
-    before = _predict(_open(bundle, bundle.deployed, serving, request.threads), bundle, held)
+    before = _predict(_open(bundle, bundle.deployed, serving, request), bundle, held)
     thermostat = Thermostat(request.max_celsius)
     tuned = _tune(bundle, train, held, request, thermostat)
     part = bundle.folder / PART_NAME
     part.mkdir()
     patches = [patch for patch in bundle.target.patches if patch.parameter in tuned.values]
     patch_artifact(bundle.folder / bundle.target.name, patches, tuned.values, part / bundle.target.name)
-    after = _predict(_open(bundle, bundle.target, part, request.threads), bundle, held)
+    after = _predict(_open(bundle, bundle.target, part, request), bundle, held)
     judgement = judge_tuning(held.labels, before, after, bundle.manifest.labels, request.max_recall_drop)
     stale: tuple[str, ...] = ()
     if judgement.kept:
@@ -273,8 +273,8 @@ def _features(model: OnnxModel, bundle: _Bundle, samples: Samples) -> FloatArray
     return np.concatenate([model.run_outputs(to_input(batch, spec, model.layout), [FEATURES])[0] for batch in batches])
 
 
-def _open(bundle: _Bundle, artifact: Artifact, folder: Path, threads: int) -> LoadedModel:
-    return open_model(folder / artifact.name, artifact, threads, bundle.manifest.artifacts)
+def _open(bundle: _Bundle, artifact: Artifact, folder: Path, request: TuneRequest) -> LoadedModel:
+    return open_model(folder / artifact.name, artifact, request.threads, bundle.manifest.artifacts, request.providers)
 
 
 def _predict(model: LoadedModel, bundle: _Bundle, samples: Samples) -> NDArray[np.int64]:

@@ -153,6 +153,7 @@ class TuneRequest(msgspec.Struct, frozen=True):
     ``max_seconds`` and ``max_celsius`` bound the iterations; ``max_recall_drop`` is the share of its recall that no
     class may lose, beyond what the size of the hold-out leaves open (:mod:`kiridashi_agent.gate`). ``memory_bytes`` is
     what the child may use, as far as there is a limit; ``skip`` names sizes of the train step that went over it.
+    The hold-out is predicted with ``providers``, as the line predicts.
     """
 
     state_dir: str
@@ -171,6 +172,7 @@ class TuneRequest(msgspec.Struct, frozen=True):
     max_celsius: float = 75.0
     memory_bytes: int | None = None
     skip: tuple[str, ...] = ()
+    providers: tuple[Provider, ...] = PREFERENCE
 
 
 class TuneOutcome(msgspec.Struct, frozen=True):

@@ -45,12 +45,17 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Timed:
-    """The predictions after warm-up: wall times, processor times of the calling thread, and what surrounded them."""
+    """The predictions after warm-up: wall times, processor times of the calling thread, and what surrounded them.
+
+    ``peak_bytes`` and ``steady_bytes`` are the process's memory, before anything is worked out from the times.
+    """
 
     latencies_ms: NDArray[np.float64]
     busy_ms: NDArray[np.float64]
     conditions: Conditions
     meter: Meter | None
+    peak_bytes: int
+    steady_bytes: int
 
 
 def run(request: MeasureRequest) -> Measurement:
@@ -71,7 +76,7 @@ def run(request: MeasureRequest) -> Measurement:
     in_thread = request.threads == 1 and loaded.subject.in_thread
     joules = timed.meter.joules() if timed.meter else None
     return Measurement(
-        memory_bytes=peak_rss_bytes(),
+        memory_bytes=timed.peak_bytes,
         file_bytes=path.stat().st_size,
         latency_p50_ms=p50,
         latency_p95_ms=p95,
@@ -88,7 +93,7 @@ def run(request: MeasureRequest) -> Measurement:
         timed=loaded.subject.timed,
         first_ms=loaded.first_ms,
         load_peak_bytes=loaded.peak_bytes,
-        steady_bytes=resident_bytes(),
+        steady_bytes=timed.steady_bytes,
         p50_ci_ms=p50_ci,
         p95_ci_ms=p95_ci,
         p99_ci_ms=p99_ci,
@@ -125,7 +130,8 @@ def _time(subject: Subject, request: MeasureRequest) -> _Timed:
     latencies_ms = time_runs(once, request, between=meter.look if meter else None)
     if meter is not None:
         meter.look(time.perf_counter(), at_once=True)
-    return _Timed(latencies_ms, np.array(busy_ms), between(before, look()), meter)
+    peak_bytes, steady_bytes = peak_rss_bytes(), resident_bytes()
+    return _Timed(latencies_ms, np.array(busy_ms), between(before, look()), meter, peak_bytes, steady_bytes)
 
 
 def _notes(request: MeasureRequest, loaded: _Loaded, runs: int, p50: float, p95: float) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ def tune_request(
         max_recall_drop=section.max_recall_drop,
         given=tuple(str(place) for place in given),
         max_celsius=config.limits.tune_max_celsius,
+        providers=section.providers,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from kiridashi import LineModel
 from kiridashi.artifacts import sha256_file
-from kiridashi.errors import BundleError, ExitCode, InputError, StateError, TrustError
+from kiridashi.errors import BundleError, ExitCode, InputError, RuntimeUnavailableError, StateError, TrustError
 from kiridashi.manifest import Manifest, TrainSpec, TrainVariant
 from kiridashi.samples import write_samples
 from kiridashi.slots import Active
@@ -399,3 +399,8 @@ def test_killed_and_hung_children_leave_the_slot_as_it_was(ready: Device) -> Non
         tune(endless, Limits(60, cancel=cancel))
     assert time.monotonic() - started < 10
     assert slot_files(ready) == before
+
+
+def test_the_hold_out_is_predicted_by_what_the_line_predicts_with(ready: Device) -> None:
+    with pytest.raises(RuntimeUnavailableError, match="none of the providers tensorrt"):
+        tune(request(ready, providers=("tensorrt",)))

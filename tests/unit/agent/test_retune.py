@@ -483,6 +483,7 @@ def test_newly_named_counts_from_the_newest_that_still_holds() -> None:
 def test_memory_and_time_are_bounded(ready, monkeypatch) -> None:
     request = tune_request(ready.config, LINE, "bench", "model.onnx", seconds=50.0)
     assert request.max_seconds == 50.0
+    assert request.providers == ready.config.lines[LINE].providers
     monkeypatch.setattr("kiridashi_agent.tune_terms.available_bytes", lambda: 300 * MIB)
     assert tune_limits(ready.config, request, None).memory_bytes == (300 - 64) * MIB
     monkeypatch.setattr("kiridashi_agent.tune_terms.available_bytes", lambda: 70 * MIB)
