@@ -36,8 +36,9 @@ def test_a_classifier_is_timed_as_a_line_runs_it_and_bare_on_request(shipped: Pa
         assert whole.first_ms > 0
         assert 0 < whole.steady_bytes <= whole.memory_bytes
         assert 0 < whole.load_peak_bytes <= whole.memory_bytes
-        assert whole.p50_ci_ms is not None
-        assert whole.p50_ci_ms[0] <= whole.latency_p50_ms <= whole.p50_ci_ms[1]
+        # On a machine as busy as a test machine the runs may be worth too few for an interval: below six there is none.
+        low, high = whole.p50_ci_ms or (0.0, 0.0)
+        assert low <= whole.latency_p50_ms <= high or whole.independent_runs < 6
         assert whole.conditions is not None
         assert whole.conditions.processors >= 1
 
