@@ -6,7 +6,10 @@ The pinned root of the enrolment is the only thing believed; everything else is 
 
 from __future__ import annotations
 
+import fcntl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kiridashi.artifacts import write_atomic
@@ -79,9 +82,18 @@ class TrustStore:
         """The verified bytes of a target; the time at which they were found valid is noted."""
         self._check_clock(time.time())
         order = FetchOrder(str(self._folder), self._root, target)
-        data = self._run(order, lambda request: request_one(transport, request))
+        with self._alone():
+            data = self._run(order, lambda request: request_one(transport, request))
         write_atomic(self._folder / _CLOCK_NAME, f"{time.time():.0f}\n".encode())
         return data
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Agent and import may run at once, and python-tuf's own files know no lock."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _check_clock(self, now_s: float) -> None:
         floor_s = clock_floor_s(self._folder)
