@@ -33,7 +33,7 @@ from kiridashi_agent.choice import (
 from kiridashi_agent.download import check_room, chunk_places, download
 from kiridashi_agent.journal import LineRecord
 from kiridashi_agent.lifecycle import Action, Event
-from kiridashi_agent.metadata import TrustStore
+from kiridashi_agent.metadata import ClockError, TrustStore
 from kiridashi_agent.process import JobCancelledError, Limits
 from kiridashi_agent.transport import Interruptible, NotFoundError, RefusedError, Requests
 from kiridashi_agent.trial import Jobs, Trial
@@ -95,6 +95,8 @@ class Actions:
             return self._by_name[action](line, record)
         except JobCancelledError:
             raise
+        except ClockError as error:
+            return "offline", with_error(record, error)  # it is set by NTP later, or by hand
         except NetworkError as error:
             final = isinstance(error, NotFoundError | RefusedError)
             return ("refused" if final else "offline"), with_error(record, error)

@@ -27,6 +27,10 @@ _CLOCK_NAME = "clock-floor"
 CLOCK_SLACK_S = 3600.0
 
 
+class ClockError(TrustError):
+    """The device's clock is behind the last trusted update; nothing is wrong with the update."""
+
+
 class TrustStore:
     """The device's TUF metadata folder: what it has seen, so that it never believes anything older."""
 
@@ -39,6 +43,7 @@ class TrustStore:
         """Refresh the metadata and return the verified manifest of ``target``.
 
         Raises:
+            ClockError: the clock is behind the last trusted update.
             TrustError: metadata or target failed a check; the message says which.
             BundleError: the signed manifest cannot be read, or is of another line or version than its path says.
             NetworkError: no connection or no answer; nothing is known about the target then.
@@ -98,11 +103,11 @@ class TrustStore:
     def _check_clock(self, now_s: float) -> None:
         floor_s = clock_floor_s(self._folder)
         if now_s < floor_s - CLOCK_SLACK_S:
-            raise TrustError(
+            raise ClockError(
                 "the device's clock went back",
                 why=f"it is {floor_s - now_s:.0f} s behind the last trusted update, so an expired signature "
                 "could not be told from a valid one",
-                next_step="set the clock (timedatectl set-ntp true), then publish or retry the rollout",
+                next_step="set the clock (timedatectl set-ntp true); the agent goes on by itself then",
             )
 
 
