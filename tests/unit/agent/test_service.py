@@ -89,6 +89,13 @@ def test_the_transport_is_alive_as_long_as_its_thread() -> None:
     assert not transport.is_alive()
 
 
+def test_weeks_without_a_broker_fill_no_memory_with_events() -> None:
+    transport = MqttTransport(MqttSettings("cam-1", "127.0.0.1", 1))
+    for number in range(5000):
+        transport.publish_event("active", {"number": number})
+    assert len(transport._acks) <= 256
+
+
 def delegated(root: Path, procs: str) -> tuple[Path, Path]:
     """A control group as systemd hands it over, in files; and what /proc says of this process."""
     own = root / "system.slice" / "kiridashi-agent.service"
