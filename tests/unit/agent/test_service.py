@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from agent_program import wait_for
+from kiridashi_agent import cage
 from kiridashi_agent.broker import MqttSettings
 from kiridashi_agent.cage import open_cage, take_over_own_group
 from kiridashi_agent.mqtt import MqttTransport
+from kiridashi_agent.process import Limits, run_child
 from kiridashi_agent.service import ServiceManager, StopSignal
 
 ABSTRACT = f"@kiridashi-test-{os.getpid()}"
@@ -80,6 +82,15 @@ def test_without_the_connection_s_thread_there_is_no_sign_of_life() -> None:
     assert len(manager.said) == 2
 
 
+def test_a_long_job_is_no_hang() -> None:
+    manager = Told(watchdog_s=0.3)
+    stop = StopSignal(manager, lambda: True, lambda: "")
+    sleep = ["-c", "import time; input(); time.sleep(1.0); print('done')"]
+    reply, _ = run_child(sleep, lambda _: b"", Limits(30, cancel=stop), "sleeping")
+    assert reply == b"done\n"
+    assert len(manager.said) >= 5
+
+
 def test_the_transport_is_alive_as_long_as_its_thread() -> None:
     transport = MqttTransport(MqttSettings("cam-1", "127.0.0.1", 1))
     assert not transport.is_alive()
@@ -107,13 +118,20 @@ def delegated(root: Path, procs: str) -> tuple[Path, Path]:
     return own, groups
 
 
-def test_a_group_that_was_handed_over_makes_room_for_jobs(tmp_path) -> None:
+def test_a_group_that_was_handed_over_makes_room_for_jobs(tmp_path, monkeypatch) -> None:
     uid = tmp_path.stat().st_uid or 1234
     own, groups = delegated(tmp_path, f"{os.getpid()}\n")
     os.chown(own, uid, -1)
     assert take_over_own_group(tmp_path, groups, uid)
     assert (own / "agent" / "cgroup.procs").read_text() == str(os.getpid())
     assert (own / "cgroup.subtree_control").read_text() == "+memory"
+    groups.write_text("0::/system.slice/kiridashi-agent.service/agent\n")
+    monkeypatch.setattr(cage, "_OWN_GROUPS", groups)
+    (own / "cgroup.subtree_control").write_text("memory\n")  # as the kernel shows it
+    job = open_cage(1 << 20, tmp_path)
+    assert job.kind == "cgroup"
+    (limit,) = own.glob("kiridashi-job-*/memory.max")
+    assert limit.read_text() == str(1 << 20)
 
 
 @pytest.mark.parametrize(("uid", "procs"), [(0, "me"), (4321, "me"), (1234, "me\n1")])
