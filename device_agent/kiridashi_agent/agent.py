@@ -108,7 +108,7 @@ class Agent:
     def tick(self, wait_s: float) -> None:
         """Take a new wish if there is one within ``wait_s``, then work on what is due, and report changes."""
         self._listen(0.0 if self._due() else wait_s)
-        if self._rests():
+        if self._rests() and self._waiting is None:  # a tuning has its line's lock, and a wish needs it
             self._profiles.go_on()
             if self._tunings is not None:
                 self._tunings.go_on()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -95,6 +96,20 @@ def test_an_agent_waits_while_an_import_has_the_line(serving, fleet, tmp_path) -
         assert serving.journal.device().generation == 1
     assert serving.settle().target == V2
     assert serving.journal.device().generation == 2
+
+
+def test_a_tuning_that_has_the_line_makes_way_for_a_wish(serving) -> None:
+    class Tuning(ExitStack):
+        def pause(self) -> None:
+            self.close()
+
+    with Tuning() as tuning:
+        tuning.enter_context(serving.journal.lock("press-3", wait=False))
+        serving.agent._tunings = tuning
+        serving.transport.want(2, press_3=V2)
+        serving.agent.tick(0)
+        serving.agent._tunings = None
+        assert serving.settle().target == V2
 
 
 class TestRefused:
