@@ -33,9 +33,9 @@ from kiridashi_agent.choice import (
 from kiridashi_agent.download import check_room, chunk_places, download
 from kiridashi_agent.journal import LineRecord
 from kiridashi_agent.lifecycle import Action, Event
-from kiridashi_agent.metadata import TrustStore
+from kiridashi_agent.metadata import ClockError, TrustStore
 from kiridashi_agent.process import JobCancelledError, Limits
-from kiridashi_agent.transport import NotFoundError, RefusedError, Transport
+from kiridashi_agent.transport import Interruptible, NotFoundError, RefusedError, Requests
 from kiridashi_agent.trial import Jobs, Trial
 from kiridashi_agent.tune_terms import in_words, obstacle, tune_limits, tune_request
 
@@ -62,7 +62,7 @@ class Actions:
     def __init__(
         self,
         config: Config,
-        transport: Transport,
+        transport: Requests,
         trust: TrustStore,
         jobs: Jobs,
         stop: threading.Event,
@@ -70,7 +70,7 @@ class Actions:
     ) -> None:
         self._config = config
         self._state = config.device.state_dir
-        self._transport = transport
+        self._transport = Interruptible(transport, stop)
         self._trust = trust
         self._jobs = jobs
         self._runtimes = runtimes
@@ -95,6 +95,8 @@ class Actions:
             return self._by_name[action](line, record)
         except JobCancelledError:
             raise
+        except ClockError as error:
+            return "offline", with_error(record, error)  # it is set by NTP later, or by hand
         except NetworkError as error:
             final = isinstance(error, NotFoundError | RefusedError)
             return ("refused" if final else "offline"), with_error(record, error)

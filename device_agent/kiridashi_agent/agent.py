@@ -9,26 +9,27 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import msgspec
 from kiridashi.config import Config
-from kiridashi.errors import InputError, NetworkError, StateError
+from kiridashi.errors import NetworkError, StateError
 from kiridashi.messages import Desired, LineDesired, LineState, Reported
 
 from kiridashi_agent.actions import Actions, with_error
 from kiridashi_agent.journal import MAX_ATTEMPTS, DeviceRecord, Journal, LineRecord
 from kiridashi_agent.lifecycle import RESTING, Action, Event, advance, resume
+from kiridashi_agent.logs import RateLimited
 from kiridashi_agent.process import JobCancelledError
 from kiridashi_agent.profile_worker import ProfileWorker
 from kiridashi_agent.reporting import build_report
 from kiridashi_agent.transport import Transport
 from kiridashi_agent.tune_worker import TuneWorker
+from kiridashi_agent.wishes import adopted, imported
 
 _LOG = logging.getLogger(__name__)
 TICK_S = 1.0
-# Refusals that say nothing about the model itself: a later generation may try the same target again.
-_RETRIED_KINDS = frozenset({"TrustError", "NotFoundError", "RefusedError", "StateError"})
 _UNCOUNTED: frozenset[Action] = frozenset({"fetch", "download"})
 _replace = msgspec.structs.replace
 
@@ -65,7 +66,10 @@ class Agent:
         self._tunings = tunings
         self._published: Reported | None = None
         self._heard: Desired | None = None
+        self._waiting: Desired | None = None
+        self._held: set[str] = set()
         self._retry_at: dict[str, float] = {}
+        self._quiet = RateLimited(_LOG, every_s=60.0)
 
     def run(self) -> None:
         """Work until ``stop`` is set."""
@@ -104,7 +108,7 @@ class Agent:
     def tick(self, wait_s: float) -> None:
         """Take a new wish if there is one within ``wait_s``, then work on what is due, and report changes."""
         self._listen(0.0 if self._due() else wait_s)
-        if self._rests():
+        if self._rests() and self._waiting is None:  # a tuning has its line's lock, and a wish needs it
             self._profiles.go_on()
             if self._tunings is not None:
                 self._tunings.go_on()
@@ -112,9 +116,25 @@ class Agent:
             self._pause()
         self._publish()
         for line in self._due():
-            with self._journal.lock(line, wait=True):
-                self._work(line)
+            with self._holding(line) as held:
+                if held:
+                    self._work(line)
+                else:
+                    self._retry_at[line] = time.monotonic() + TICK_S
         self._publish()
+
+    def bring_in(self, line: str, target: str) -> LineState:
+        """Work on a target that a person brings, until the line rests or cannot go on now; it counts as a wish.
+
+        Raises:
+            StateError: another process works on the line.
+        """
+        with self._journal.lock(line, wait=False):
+            self._held.add(line)
+            self._journal.write_line(line, imported(self._journal.line(line), target))
+            self._work(line)
+            self._held.remove(line)
+        return self._journal.line(line).state
 
     def _has_idle_work(self) -> bool:
         return self._profiles.is_open() or (self._tunings is not None and self._tunings.is_open())
@@ -137,25 +157,51 @@ class Agent:
     def _listen(self, wait_s: float) -> None:
         desired = self._transport.next_desired(wait_s)
         if desired is not None:
-            self._heard = desired
-            self._adopt(desired)
+            self._heard = self._waiting = desired
+        if self._waiting is not None and self._adopt(self._waiting):
+            self._waiting = None
 
-    def _adopt(self, desired: Desired) -> None:
-        """Make the wish durable, line by line, before the generation says that it was taken."""
+    def _adopt(self, desired: Desired) -> bool:
+        """Make the wish durable, line by line, before the generation says that it was taken.
+
+        ``False`` if it has to be taken again later, because another process works on one of the lines.
+        """
         known = self._journal.device().generation
         if desired.generation < known:
             _LOG.warning("desired generation %d is older than %d and was ignored", desired.generation, known)
-            return
-        for line, wanted in desired.lines.items():
-            record = self._journal.line(line)
-            changed = adopted(record, wanted, desired.generation, configured=line in self._config.lines)
-            if changed is not record:
+            return True
+        taken = [self._adopt_line(line, wanted, desired.generation) for line, wanted in desired.lines.items()]
+        self._profiles.adopt(desired.probes)
+        if all(taken) and desired.generation != known:
+            self._journal.write_device(DeviceRecord(desired.generation))
+        return all(taken)
+
+    def _adopt_line(self, line: str, wanted: LineDesired, generation: int) -> bool:
+        configured = line in self._config.lines
+        record = self._journal.line(line)
+        if adopted(record, wanted, generation, configured=configured) is record:
+            return True
+        with self._holding(line) as held:
+            if held:
+                changed = adopted(self._journal.line(line), wanted, generation, configured=configured)
                 self._journal.write_line(line, changed)
                 self._retry_at.pop(line, None)
                 self._tell(line, changed)
-        self._profiles.adopt(desired.probes)
-        if desired.generation != known:
-            self._journal.write_device(DeviceRecord(desired.generation))
+            return held
+
+    @contextmanager
+    def _holding(self, line: str) -> Iterator[bool]:
+        """The line's lock for the block, unless this agent has it already; ``False`` if another process has it."""
+        with ExitStack() as stack:
+            if line not in self._held:
+                try:
+                    stack.enter_context(self._journal.lock(line, wait=False))
+                except StateError as error:
+                    _LOG.debug("%s", error)
+                else:
+                    self._held.add(line)
+                    stack.callback(self._held.remove, line)
+            yield line in self._held
 
     def _due(self) -> list[str]:
         now = time.monotonic()
@@ -166,7 +212,7 @@ class Agent:
         return all(record.state.phase in RESTING for record in self._journal.lines().values())
 
     def _is_settled(self) -> bool:
-        return self._heard is not None and self._rests()
+        return self._heard is not None and self._waiting is None and self._rests()
 
     def _work(self, line: str) -> None:
         """Drive one line until it rests, has to wait, or something newer is wanted."""
@@ -187,7 +233,7 @@ class Agent:
                 action = "none"
             if action == "wait":
                 self._retry_at[line] = time.monotonic() + self._config.limits.retry_wait_s
-                _LOG.warning("line=%s phase=%s waits: %s", line, record.state.phase, _error_text(record))
+                self._quiet.warning("line=%s phase=%s waits: %s", line, record.state.phase, _error_text(record))
             else:
                 self._tell(line, record)
             self._publish()
@@ -253,39 +299,6 @@ class Agent:
             why=text,
             next_step="run kiridashi-agent run --once again: it goes on where it stopped",
         )
-
-
-def adopted(record: LineRecord, wanted: LineDesired, generation: int, *, configured: bool) -> LineRecord:
-    """The line's record once ``wanted`` is taken: the same object when nothing changes. Pure.
-
-    A target that was refused for reasons outside the model is tried again with a later generation; one that was
-    refused for itself, or undone by hand, only when its rollout is another.
-    """
-    state = record.state
-    same_target = wanted.target == state.target
-    failed_outside = state.error is not None and state.error.kind in _RETRIED_KINDS
-    again = (state.phase in ("rejected", "rolled-back") and wanted.rollout != record.rollout) or (
-        state.phase == "rejected" and failed_outside and generation > record.generation
-    )
-    if same_target and not again:
-        return record
-    fresh = LineState(
-        phase=advance(state.phase, "desired").phase,
-        target=wanted.target,
-        slot=state.slot,
-        artifact=state.artifact,
-        model_digest=state.model_digest,
-        tuned=state.tuned,
-    )
-    taken = LineRecord(state=fresh, generation=generation, rollout=wanted.rollout)
-    if configured:
-        return taken
-    error = InputError(
-        "a model was wanted for a line that is not in this device's configuration",
-        next_step="add the line's section to config.toml, or enrol the device for that line",
-    )
-    refused = with_error(taken, error)
-    return _replace(refused, state=_replace(refused.state, phase=advance("fetching", "refused").phase))
 
 
 def _error_text(record: LineRecord) -> str:

@@ -9,6 +9,7 @@ is also watched from outside (:mod:`kiridashi_agent.process`); the kernel's limi
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from itertools import count
@@ -16,9 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol
 
+_LOG = logging.getLogger(__name__)
 MemoryLimit = Literal["cgroup", "rlimit", "none"]
 _ROOT = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
 _PREFIX = "kiridashi-job-"
+_AGENT_GROUP = "agent"
 _numbers = count()
 
 
@@ -104,10 +108,36 @@ def open_cage(limit_bytes: int | None, root: Path = _ROOT) -> Cage:
     return OpenCage("rlimit")
 
 
+def take_over_own_group(root: Path = _ROOT, groups: Path = _OWN_GROUPS, uid: int | None = None) -> bool:
+    """Make room for jobs' groups where the service manager has handed its group over to this account (``Delegate=``).
+
+    Version 2 allows limits below a group only while no process is in the group itself, so this process moves one down.
+    ``False``, and nothing changed, where the group is not ours or not ours alone; never for root, who owns all groups.
+
+    Sources: the kernel's cgroup-v2 documentation, "No Internal Process Constraint"; systemd's "Control Group APIs and
+    Delegation".
+    """
+    uid = os.geteuid() if uid is None else uid
+    try:
+        own = next(root / line[3:].lstrip("/") for line in groups.read_text().splitlines() if line.startswith("0::"))
+        if uid == 0 or own.stat().st_uid != uid or "memory" not in (own / "cgroup.controllers").read_text().split():
+            return False
+        if (own / "cgroup.procs").read_text().split() != [str(os.getpid())]:
+            return False
+        inner = own / _AGENT_GROUP
+        inner.mkdir(exist_ok=True)
+        (inner / "cgroup.procs").write_text(str(os.getpid()))
+        (own / "cgroup.subtree_control").write_text("+memory")
+    except (OSError, StopIteration) as error:
+        _LOG.info("jobs cannot have control groups here: %s", error)
+        return False
+    return True
+
+
 def _parents(root: Path) -> Iterator[tuple[Path, tuple[str, str]]]:
     """Groups under which one may be made (version 1 or 2), nearest first, with the names of the two limit files."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _OWN_GROUPS.read_text().splitlines()
     except OSError:
         return
     for number, controllers, path in (line.split(":", 2) for line in lines):

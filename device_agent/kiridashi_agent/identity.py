@@ -80,14 +80,15 @@ def install_ticket(ticket: EnrolTicket, state: Path, now: datetime) -> Path:
     return state / CONFIG_NAME
 
 
-def certificate_expiry(path: Path) -> datetime:
-    """When a PEM certificate ends to be valid.
+def certificate_validity(path: Path) -> tuple[datetime, datetime]:
+    """When a PEM certificate begins and ends to be valid.
 
     Raises:
         InputError: it cannot be read.
     """
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        return certificate.not_valid_before_utc, certificate.not_valid_after_utc
     except (OSError, ValueError) as error:
         raise InputError(f"the certificate {path} cannot be read", why=str(error)) from error
 

@@ -42,6 +42,7 @@ class LineRecord(msgspec.Struct, frozen=True):
         chosen: name of the artifact that was measured inside the budget and will be activated.
         tuned_digest: digest of the locally tuned model, empty when the untuned one will be activated.
         attempts: how often the phase's action was started without an end.
+        imported_over: for a target that was imported, the target that the server wanted then; that wish is over.
     """
 
     state: LineState = LineState(phase="idle")
@@ -52,6 +53,7 @@ class LineRecord(msgspec.Struct, frozen=True):
     chosen: str = ""
     tuned_digest: str = ""
     attempts: int = 0
+    imported_over: str | None = None
 
 
 class ProfileRecord(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from dataclasses import dataclass
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -26,21 +27,38 @@ class _OneLine(logging.Formatter):
 
 
 class RateLimited:
-    """Warnings that may come many times a minute: the first at once, then one per interval, with a count."""
+    """Warnings that may come many times a minute, for weeks: the first at once, then at intervals that double, counted.
 
-    def __init__(self, log: logging.Logger, every_s: float) -> None:
+    Args:
+        log: where they go.
+        every_s: the first interval; again once a warning has not come for twice its interval.
+        most_s: the longest.
+    """
+
+    def __init__(self, log: logging.Logger, every_s: float, most_s: float = 3600.0) -> None:
         self._log = log
         self._every_s = every_s
-        self._last: dict[str, float] = {}
-        self._held_back: dict[str, int] = {}
+        self._most_s = max(every_s, most_s)
+        self._told: dict[str, _Told] = {}
 
     def warning(self, message: str, *arguments: object) -> None:
         """Log, or count, one warning; warnings are the same when their message template is."""
         now = time.monotonic()
-        if message in self._last and now - self._last[message] < self._every_s:
-            self._held_back[message] = self._held_back.get(message, 0) + 1
+        told = self._told.get(message)
+        if told is not None and now - told.at < told.interval_s:
+            told.held_back += 1
             return
-        self._last[message] = now
-        held_back = self._held_back.pop(message, 0)
-        suffix = f" ({held_back} more of these before)" if held_back else ""
+        again = told is not None and now - told.at < 2 * told.interval_s
+        interval_s = min(self._most_s, 2 * told.interval_s) if told is not None and again else self._every_s
+        suffix = f" ({told.held_back} more of these before)" if told is not None and told.held_back else ""
+        self._told[message] = _Told(now, interval_s)
         self._log.warning(message + suffix, *arguments)
+
+
+@dataclass
+class _Told:
+    """When a warning was logged, for how long it is now only counted, and the count."""
+
+    at: float
+    interval_s: float
+    held_back: int = 0

@@ -6,7 +6,10 @@ The pinned root of the enrolment is the only thing believed; everything else is 
 
 from __future__ import annotations
 
+import fcntl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kiridashi.artifacts import write_atomic
@@ -24,6 +27,10 @@ _CLOCK_NAME = "clock-floor"
 CLOCK_SLACK_S = 3600.0
 
 
+class ClockError(TrustError):
+    """The device's clock is behind the last trusted update; nothing is wrong with the update."""
+
+
 class TrustStore:
     """The device's TUF metadata folder: what it has seen, so that it never believes anything older."""
 
@@ -36,6 +43,7 @@ class TrustStore:
         """Refresh the metadata and return the verified manifest of ``target``.
 
         Raises:
+            ClockError: the clock is behind the last trusted update.
             TrustError: metadata or target failed a check; the message says which.
             BundleError: the signed manifest cannot be read, or is of another line or version than its path says.
             NetworkError: no connection or no answer; nothing is known about the target then.
@@ -79,18 +87,27 @@ class TrustStore:
         """The verified bytes of a target; the time at which they were found valid is noted."""
         self._check_clock(time.time())
         order = FetchOrder(str(self._folder), self._root, target)
-        data = self._run(order, lambda request: request_one(transport, request))
+        with self._alone():
+            data = self._run(order, lambda request: request_one(transport, request))
         write_atomic(self._folder / _CLOCK_NAME, f"{time.time():.0f}\n".encode())
         return data
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Agent and import may run at once, and python-tuf's own files know no lock."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _check_clock(self, now_s: float) -> None:
         floor_s = clock_floor_s(self._folder)
         if now_s < floor_s - CLOCK_SLACK_S:
-            raise TrustError(
+            raise ClockError(
                 "the device's clock went back",
                 why=f"it is {floor_s - now_s:.0f} s behind the last trusted update, so an expired signature "
                 "could not be told from a valid one",
-                next_step="set the clock (timedatectl set-ntp true), then publish or retry the rollout",
+                next_step="set the clock (timedatectl set-ntp true); the agent goes on by itself then",
             )
 
 

@@ -66,6 +66,7 @@ class MqttTransport:
         self._desired: Desired | None = None
         self._desired_changed = threading.Condition()
         self._last_failure = ""
+        self._network: threading.Thread | None = None
         self._quiet = RateLimited(_LOG, every_s=60.0)
         self._client = self._build()
 
@@ -85,6 +86,10 @@ class MqttTransport:
             properties=properties,
         )
         self._client.loop_start()
+
+    def is_alive(self) -> bool:
+        """Whether the network thread runs, connected or not: without it nothing would ever be heard again."""
+        return self._network is not None and self._network.is_alive()
 
     def wait_connected(self, timeout_s: float) -> None:
         """Return once there is a connection.
@@ -166,6 +171,7 @@ class MqttTransport:
         client.will_set(device_topic(self._settings.device, "online"), OFFLINE, qos=1, retain=True, properties=will)
         client.max_queued_messages_set(_QUEUE_LIMIT)
         client.reconnect_delay_set(min_delay=1, max_delay=60)
+        client.on_pre_connect = self._on_pre_connect
         client.on_socket_open = _no_delay
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
@@ -212,6 +218,9 @@ class MqttTransport:
         ack = self._publish(device_topic(self._settings.device, "state"), data, retain=True)
         ack.add_done_callback(lambda done: _log_failure("state", done))
         self._state_ack = ack
+
+    def _on_pre_connect(self, _client: paho.Client, _data: Any) -> None:
+        self._network = threading.current_thread()  # called in paho's own thread before every attempt
 
     def _on_connect(
         self, client: paho.Client, _data: Any, _flags: Any, reason: ReasonCode, properties: Properties | None

@@ -11,7 +11,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -39,7 +39,7 @@ from kiridashi_agent.journal import MAX_ATTEMPTS, Journal, ProfileRecord
 from kiridashi_agent.metadata import TrustStore
 from kiridashi_agent.process import JobCancelledError
 from kiridashi_agent.profiling import ProfileSettings
-from kiridashi_agent.transport import NotFoundError, RefusedError, Requests, Transport, request_one
+from kiridashi_agent.transport import Interruptible, NotFoundError, RefusedError, Transport, request_one
 
 _LOG = logging.getLogger(__name__)
 PROBES_FOLDER = "probes"
@@ -156,7 +156,7 @@ class ProfileTask:
         self._clear()
 
     def _fetch(self, record: ProfileRecord, cancel: threading.Event) -> None:
-        requests = _Interruptible(self._transport, cancel)
+        requests = Interruptible(self._transport, cancel)
         probes = self._trust.fetch_probe_set(requests, record.state.target)
         check_limits(probes, record.seconds, record.threads)
         if probes.runtime not in self._runtimes():
@@ -217,7 +217,7 @@ class ProfileTask:
             _LOG.error("profile: the report is damaged (%s); measuring goes on", error)
             self._enter(record, "measuring")
             return
-        request_one(_Interruptible(self._transport, cancel), _handing_over(record, body))
+        request_one(Interruptible(self._transport, cancel), _handing_over(record, body))
         self._enter(record, "sent")
 
     def _clear(self) -> None:
@@ -276,21 +276,6 @@ class ProfileTask:
             self._transport.publish_event(f"profile-{state.phase}", body)
         except NetworkError as error:
             _LOG.warning("the event was not sent: %s", error)
-
-
-class _Interruptible:
-    """Requests that end with :class:`JobCancelledError` once ``cancel`` is set."""
-
-    def __init__(self, requests: Requests, cancel: threading.Event) -> None:
-        self._requests = requests
-        self._cancel = cancel
-
-    def request_many(self, requests: Iterable[Request]) -> Iterator[tuple[Request, bytes]]:
-        """See :meth:`kiridashi_agent.transport.Requests.request_many`."""
-        for answer in self._requests.request_many(requests):
-            yield answer
-            if self._cancel.is_set():
-                raise JobCancelledError("fetching the probe set was interrupted")
 
 
 def _handing_over(record: ProfileRecord, body: bytes) -> Request:

@@ -7,6 +7,7 @@ answer is asked again. So nothing here needs the broker to queue, to keep a sess
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 
 from kiridashi.errors import NetworkError
 from kiridashi.messages import Desired, Reported, Request
+
+from kiridashi_agent.process import JobCancelledError
 
 ATTEMPTS = 4
 Submit = Callable[[Request], "Future[bytes]"]
@@ -55,6 +58,21 @@ class Transport(Requests, Protocol):
     def next_desired(self, timeout_s: float) -> Desired | None:
         """The latest desired state that was not returned yet, or ``None`` after the time."""
         ...
+
+
+class Interruptible:
+    """Requests that end with :class:`JobCancelledError` once ``cancel`` is set; it is asked after every answer."""
+
+    def __init__(self, requests: Requests, cancel: threading.Event) -> None:
+        self._requests = requests
+        self._cancel = cancel
+
+    def request_many(self, requests: Iterable[Request]) -> Iterator[tuple[Request, bytes]]:
+        """See :meth:`Requests.request_many`."""
+        for answer in self._requests.request_many(requests):
+            yield answer
+            if self._cancel.is_set():
+                raise JobCancelledError("fetching was interrupted")
 
 
 def request_one(transport: Requests, request: Request) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -126,6 +127,7 @@ def main() -> int:
         return answer.data
 
     order = msgspec.json.decode(from_parent.readline(_MAX_LINE_BYTES), type=Order)
+    tempfile.tempdir = order.folder  # python-tuf's own temporary files: elsewhere all may be read-only
     try:
         result: _Done | _Failed = _Done(carry_out(order, ask))
     except KiridashiError as error:

@@ -6,6 +6,7 @@ and :class:`Prediction` are looked up on first use, so the device agent's reside
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from kiridashi.budget import Budget, Measurement, Verdict
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Budget", "KiridashiError", "LineInfo", "LineModel", "Manifest", "Measurement", "Prediction", "Verdict"]
+
+# onnxruntime 1.32 counts what it runs, in a database below the home folder, for its makers; it reads this when it is
+# imported. A device beside a line keeps to itself; whoever wants it sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

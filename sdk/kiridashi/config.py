@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import json
+import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -19,7 +21,8 @@ from kiridashi.runtime.protocol import PREFERENCE, Provider
 CONFIG_NAME = "config.toml"
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+_AT = re.compile(r" - at `\$\.([a-z_]+)(?:\[[^\]]*\])*`$")
 
 
 class DeviceSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,10 +74,12 @@ class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``tune_memory_mib`` is the memory of the tuning process; 0: what is available when it starts, less 64 MiB.
     ``tune_max_celsius`` is how hot the board may be: above it tuning pauses, and ends if it stays hot.
+
+    ``request_timeout_s`` has a low bound, because the agent gives no sign of life while it waits for an answer.
     """
 
-    request_timeout_s: Seconds = 10.0
-    retry_wait_s: Seconds = 15.0
+    request_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
+    retry_wait_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 15.0
     job_timeout_s: Seconds = 900.0
     window: Annotated[int, msgspec.Meta(ge=1, le=32)] = 4
     free_disk_mib: Annotated[int, msgspec.Meta(ge=0)] = 16
@@ -95,12 +100,12 @@ def load_config(path: Path) -> Config:
     """Read and check a configuration file.
 
     Raises:
-        InputError: no such file, not TOML, an unknown or missing key, a value of the wrong type or out of
-        range,
-            or a broker on another machine without TLS files.
+        InputError: no such file, not TOML, an unknown or missing key, a value of the wrong type or out of range, values
+            that contradict each other, or a broker on another machine without TLS files. The message names the line.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        file = _File(path, path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(file.text)
     except FileNotFoundError as error:
         raise InputError(
             f"there is no configuration at {path}",
@@ -109,15 +114,62 @@ def load_config(path: Path) -> Config:
         ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path} cannot be read as TOML", why=str(error)) from error
-    _refuse_unknown(path, raw, Config, "")
-    for name, section in _tables(raw.get("lines")).items():
-        _refuse_unknown(path, section, LineSection, f"lines.{name}.")
-    try:
-        config = msgspec.convert(raw, Config, dec_hook=_decode_path)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{path} has a value that cannot be used", why=str(error)) from error
-    _check(path, config)
+    _refuse_unknown(file, raw, Config, ())
+    lines = raw.get("lines", {})
+    if not isinstance(lines, dict):
+        raise InputError(f"{file.at('lines')}: 'lines' holds a table for every line", next_step="write [lines.NAME]")
+    config = Config(
+        device=_section(file, raw, DeviceSection, "device"),
+        broker=_section(file, raw, BrokerSection, "broker"),
+        lines={name: _section(file, lines, LineSection, "lines", name) for name in lines},
+        limits=_section(file, {"limits": {}} | raw, LimitsSection, "limits"),
+    )
+    _check(file, config)
     return _absolute(config, path.resolve().parent)
+
+
+@dataclass(frozen=True)
+class _File:
+    """The file that is read, for messages that say where."""
+
+    path: Path
+    text: str
+
+    def at(self, *keys: str) -> str:
+        """``path:line`` of a key: the first line up to which the text is TOML and has it; else the path alone."""
+        rows = self.text.splitlines()
+        for number in range(1, len(rows) + 1):
+            try:
+                found: Any = tomllib.loads("\n".join(rows[:number]))
+            except tomllib.TOMLDecodeError:
+                continue  # in the middle of a value
+            for key in keys:
+                found = found.get(key) if isinstance(found, dict) else None
+            if found is not None:
+                return f"{self.path}:{number}"
+        return str(self.path)
+
+
+_Section = TypeVar("_Section", DeviceSection, BrokerSection, LineSection, LimitsSection)
+
+
+def _section(file: _File, raw: Mapping[str, Any], kind: type[_Section], *keys: str) -> _Section:
+    """``raw[keys[-1]]`` as a section; ``keys`` is the way to it from the top of the file."""
+    name = ".".join(keys)
+    if keys[-1] not in raw:
+        step = "kiridashi-agent enroll install writes it"
+        raise InputError(f"{file.path}: the section [{name}] is missing", next_step=step)
+    table = raw[keys[-1]]
+    if isinstance(table, dict):
+        _refuse_unknown(file, table, kind, keys)
+    try:
+        return msgspec.convert(table, kind, dec_hook=_decode_path)
+    except msgspec.ValidationError as error:
+        key = _AT.search(str(error))
+        wrong = (*keys, key[1]) if key else keys
+        raise InputError(
+            f"{file.at(*wrong)}: '{'.'.join(wrong)}' cannot be used", why=_AT.sub("", str(error))
+        ) from error
 
 
 def render_config(config: Config) -> str:
@@ -144,25 +196,16 @@ def _render(name: str, section: Mapping[str, Any], defaults: Mapping[str, Any]) 
     return "\n".join([f"[{name}]", *rows, ""])
 
 
-def _refuse_unknown(path: Path, table: Mapping[str, Any], kind: type[msgspec.Struct], prefix: str) -> None:
-    known = {field.name: field.type for field in msgspec.structs.fields(kind)}
-    for key, value in table.items():
+def _refuse_unknown(file: _File, table: Mapping[str, Any], kind: type[msgspec.Struct], keys: tuple[str, ...]) -> None:
+    known = [field.name for field in msgspec.structs.fields(kind)]
+    for key in table:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             raise InputError(
-                f"{path}: the key '{prefix}{key}' is unknown",
+                f"{file.at(*keys, key)}: the key '{'.'.join((*keys, key))}' is unknown",
                 why=f"known here: {', '.join(sorted(known))}",
-                next_step=f"did you mean '{prefix}{close[0]}'?" if close else "remove it",
+                next_step=f"did you mean '{'.'.join((*keys, close[0]))}'?" if close else "remove it",
             )
-        inner = known[key]
-        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, msgspec.Struct):
-            _refuse_unknown(path, value, inner, f"{prefix}{key}.")
-
-
-def _tables(value: Any) -> dict[str, dict[str, Any]]:
-    if not isinstance(value, dict):
-        return {}
-    return {name: section for name, section in value.items() if isinstance(section, dict)}
 
 
 def _decode_path(kind: type, value: Any) -> Any:
@@ -171,22 +214,37 @@ def _decode_path(kind: type, value: Any) -> Any:
     raise TypeError(f"expected a path in quotes, got {type(value).__name__}")
 
 
-def _check(path: Path, config: Config) -> None:
-    check_name(config.device.id, "device")
+def _check(file: _File, config: Config) -> None:
+    _check_name(file, config.device.id, "device", "device", "id")
     if config.device.device_class is not None:
-        check_name(config.device.device_class, "device class")
+        _check_name(file, config.device.device_class, "device class", "device", "device_class")
     for line in config.lines:
-        check_name(line, "line")
-    broker = config.broker
-    given = [file for file in (broker.ca, broker.cert, broker.key) if file is not None]
+        _check_name(file, line, "line", "lines", line)
+    broker, limits = config.broker, config.limits
+    given = [tls for tls in (broker.ca, broker.cert, broker.key) if tls is not None]
     if len(given) not in (0, 3):
-        raise InputError(f"{path}: broker.ca, broker.cert and broker.key belong together", why="some are missing")
+        raise InputError(
+            f"{file.at('broker')}: broker.ca, broker.cert and broker.key belong together", why="some are missing"
+        )
     if not given and not _is_loopback(broker.host):
         raise InputError(
-            f"{path}: broker.ca, broker.cert and broker.key are missing for the broker {broker.host}",
+            f"{file.at('broker')}: broker.ca, broker.cert and broker.key are missing for the broker {broker.host}",
             why="it is on another machine: without TLS anybody on the way could read and change messages",
             next_step="install the ticket of the enrolment: kiridashi-agent enroll install",
         )
+    if limits.job_timeout_s < limits.request_timeout_s:
+        raise InputError(
+            f"{file.at('limits', 'job_timeout_s')}: limits.job_timeout_s is below limits.request_timeout_s",
+            why=f"{limits.job_timeout_s:g} s for a whole job, and {limits.request_timeout_s:g} s for one answer",
+            next_step="give a job minutes (default 900)",
+        )
+
+
+def _check_name(file: _File, name: str, what: str, *keys: str) -> None:
+    try:
+        check_name(name, what)
+    except InputError as error:
+        raise InputError(f"{file.at(*keys)}: {error.what}", why=error.why) from error
 
 
 def _is_loopback(host: str) -> bool:

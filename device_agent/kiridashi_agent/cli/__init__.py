@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from kiridashi import command
 
-_MODULES = ("enroll", "run", "measure", "predict", "label", "tune", "undo", "status", "doctor")
+_MODULES = ("enroll", "run", "import", "measure", "predict", "label", "tune", "undo", "status", "doctor")
+_FILES = {"import": "usb"}  # a word of the language's own cannot name a module
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,5 +17,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The agent runs for months: of the program it loads its own command only.
     names = arguments[:1] if arguments[:1] and arguments[0] in _MODULES else _MODULES
     description = "The device's agent: take a line's model, check it, measure it here, tune it, and activate it."
-    modules = [f"kiridashi_agent.cli.{name}" for name in names]
+    modules = [f"kiridashi_agent.cli.{_FILES.get(name, name)}" for name in names]
     return command.main_of("kiridashi-agent", description, modules, arguments, extra="device")

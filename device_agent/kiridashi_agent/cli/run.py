@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from kiridashi_agent import jobs, logs
 from kiridashi_agent.actions import Actions
 from kiridashi_agent.agent import Agent
 from kiridashi_agent.broker import MqttSettings
+from kiridashi_agent.cage import take_over_own_group
 from kiridashi_agent.cli.place import add_state_argument, opened_config
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.metadata import TrustStore, read_pinned_root
@@ -26,6 +28,7 @@ from kiridashi_agent.profile_task import ProfileTask
 from kiridashi_agent.profile_worker import ProfileWorker
 from kiridashi_agent.profiling import measure_probes
 from kiridashi_agent.retune import LineTuner
+from kiridashi_agent.service import ServiceManager, StopSignal
 from kiridashi_agent.tune_worker import TuneWorker
 
 AGENT_LOCK = "agent"
@@ -45,12 +48,16 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     journal = Journal(config.device.state_dir / "journal")
     trust = TrustStore(config.device.state_dir / "trust" / "metadata", read_pinned_root(config.device.state_dir))
     transport = MqttTransport(MqttSettings.from_config(config))
-    with journal.lock(AGENT_LOCK, wait=False), _stopped_by_signals() as stop:
+    manager = ServiceManager.from_environment(os.environ, os.getpid())
+    take_over_own_group()
+    stop = StopSignal(manager, transport.is_alive, lambda: status_line(journal))
+    with journal.lock(AGENT_LOCK, wait=False), stopped_by_signals(stop):
         actions = Actions(config, transport, trust, jobs, stop)
         profiles = ProfileWorker(ProfileTask(config, transport, trust, journal, measure_probes))
         tunings = TuneWorker(config, journal, LineTuner(config, journal, trust, jobs))
         agent = Agent(config, transport, journal, actions, profiles, stop, tunings)
         transport.start()
+        manager.tell(READY="1", STATUS=status_line(journal))
         try:
             if not arguments.once:
                 agent.run()
@@ -59,6 +66,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
             report = agent.run_until_settled(arguments.timeout, QUIET_S)
             transport.flush(timeout_s=10.0)
         finally:
+            manager.tell(STOPPING="1")
             transport.stop()
     if stop.is_set():
         return Outcome(msgspec.to_builtins(report), "stopped", ExitCode.INTERRUPTED)
@@ -78,17 +86,22 @@ def _outcome(report: Reported) -> Outcome:
     return Outcome(msgspec.to_builtins(report), "\n".join(rows) or "no line is configured", worst)
 
 
+def status_line(journal: Journal) -> str:
+    """Every line's phase and version, for the service manager."""
+    states = {line: record.state for line, record in journal.lines().items()}
+    return ", ".join(f"{line} {state.phase} {state.version}" for line, state in states.items()) or "no line has a model"
+
+
 @contextmanager
-def _stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set: the agent then ends between two steps, and a running job at once."""
-    stop = threading.Event()
+def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set ``stop``: the agent then ends between two steps, and a running job at once."""
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         stop.set()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

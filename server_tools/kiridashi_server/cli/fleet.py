@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,27 @@ def _show(arguments: argparse.Namespace) -> Outcome:
     return Outcome(data, "\n".join(lines))
 
 
+def _configure_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("line", help="the line whose bundle is carried")
+    parser.add_argument("output", type=Path, metavar="OUT", help="a new folder on the stick, or a file OUT.tar")
+    parser.add_argument("--version", type=int, metavar="N", help="a published version (default: the newest)")
+    parser.add_argument(
+        "--days", type=int, default=30, metavar="N", help="how long it is believed (default 30, the most)"
+    )
+    add_state_argument(parser)
+
+
+def _export(arguments: argparse.Namespace) -> Outcome:
+    life = timedelta(days=arguments.days)
+    with opened_server(arguments) as server:
+        index = server.export_stick(arguments.line, arguments.output, version=arguments.version, life=life)
+    text = (
+        f"wrote {index.target} to {arguments.output}; devices believe it until {index.valid_until}\n"
+        f"next, on the device: kiridashi-agent import {arguments.output.name}"
+    )
+    return Outcome(msgspec.to_builtins(index) | {"output": str(arguments.output)}, text)
+
+
 def _rotate_root(arguments: argparse.Namespace) -> Outcome:
     from kiridashi_server.fleet.server import utc_now
 
@@ -173,5 +195,6 @@ COMMANDS = (
     Command("fleet assign", "change the lines of a device", _configure_assign, _assign),
     Command("fleet list", "show all devices", add_state_argument, _list),
     Command("fleet show", "show one device and its history", _configure_show, _show),
+    Command("fleet export-usb", "write a line's bundle to a memory stick", _configure_export, _export),
     Command("fleet rotate-root", "replace the root signing key", add_state_argument, _rotate_root),
 )

@@ -207,6 +207,33 @@ class Repository:
                 return ("timestamp",)
         return ()
 
+    def sign_for_stick(self, line: str, now: datetime, life: timedelta) -> tuple[bytes, datetime]:
+        """A timestamp that is believed for ``life``, for a stick that is carried; and until when the stick holds.
+
+        Signatures of ``line`` that would end before are renewed first, where their key is here. The repository's own
+        timestamp goes on one version later, so that a device which saw the stick takes the next network update.
+
+        Raises:
+            InputError: an unknown line.
+            StateError, TrustError: the repository or a key is missing or damaged.
+        """
+        with self._writing():
+            state = self.published.committed()
+            if line not in state.lines:
+                raise InputError(f"there is no line '{line}'", next_step="kiridashi line list")
+            roles = {"targets": state.targets, line_role(line): state.lines[line]}
+            due = {
+                role: metadata
+                for role, metadata in roles.items()
+                if metadata.signed.expires < now + life and self._has_key(state, role)
+            }
+            self._commit(state, due, now)
+            carried = self._seal(state, "timestamp", state.timestamp, now, life)
+            top = (state.root.signed.expires, state.timestamp.signed.expires, state.snapshot.signed.expires)
+            until = min(*top, *(metadata.signed.expires for metadata in roles.values()))
+            self._write("timestamp.json", self._seal(state, "timestamp", state.timestamp, now))
+        return carried, until
+
     def rotate_root_key(self, now: datetime) -> int:
         """Replace the root key and renew root; the new version is signed by the old and the new key.
 
@@ -292,9 +319,16 @@ class Repository:
         for name, data in files.items():
             self._write(name, data)
 
-    def _seal(self, state: Committed, role: str, metadata: Metadata[SignedPart], now: datetime) -> bytes:
+    def _seal(
+        self,
+        state: Committed,
+        role: str,
+        metadata: Metadata[SignedPart],
+        now: datetime,
+        life: timedelta | None = None,
+    ) -> bytes:
         metadata.signed.version += 1
-        metadata.signed.expires = now + self._expiry.of(role)
+        metadata.signed.expires = now + (self._expiry.of(role) if life is None else life)
         metadata.sign(self._keys.signer(role, self._keyids(state, role)))
         return metadata.to_bytes()
 

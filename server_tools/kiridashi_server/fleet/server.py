@@ -18,7 +18,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Thread
 from uuid import uuid4
@@ -28,6 +28,7 @@ from kiridashi.artifacts import MANIFEST_NAME, read_bundle, write_atomic
 from kiridashi.enrolment import EnrolRequest, EnrolTicket
 from kiridashi.errors import BundleError, InputError, StateError
 from kiridashi.probes import ProbeSet
+from kiridashi.stick import StickIndex
 
 from kiridashi_server.fleet import enrolment, profiling
 from kiridashi_server.fleet.authority import Authority
@@ -40,6 +41,7 @@ from kiridashi_server.fleet.mosquitto import MosquittoSettings, write_mosquitto_
 from kiridashi_server.fleet.records import Profile, ProfileRequest, PublishedProbes, Release
 from kiridashi_server.fleet.registry import Registry
 from kiridashi_server.fleet.repository import Expiry, Repository
+from kiridashi_server.fleet.stick import MAX_LIFE, write_stick
 from kiridashi_server.fleet.store import BlobStore
 
 Clock = Callable[[], datetime]
@@ -228,15 +230,22 @@ class PlantServer:
         Raises:
             InputError: the version is not published, or a device does not serve the line.
         """
-        if version is None:
-            releases = self.registry.releases(line)
-            if not releases:
-                raise InputError(
-                    f"nothing is published for line '{line}'",
-                    next_step=f"kiridashi publish BUNDLE --line {line}",
-                )
-            version = releases[-1].version
+        version = self._newest(line) if version is None else version
         return self.registry.want(line, version, self._now(), devices)
+
+    def export_stick(
+        self, line: str, out: Path, *, version: int | None = None, life: timedelta = MAX_LIFE
+    ) -> StickIndex:
+        """Write a published version (``None``: the newest) to a memory stick; see :func:`stick.write_stick`."""
+        return write_stick(
+            out,
+            line,
+            self._newest(line) if version is None else version,
+            repository=self.repository,
+            store=self.store,
+            now=self._now().replace(microsecond=0),
+            life=life,
+        )
 
     def publish_probes(self, folder: Path, *, is_candidate: bool = False) -> PublishedProbes:
         """Sign a probe set, so that devices can be asked to measure it; see :func:`profiling.publish_probes`."""
@@ -289,6 +298,15 @@ class PlantServer:
             bind=bind,
             kind=kind,
         )
+
+    def _newest(self, line: str) -> int:
+        releases = self.registry.releases(line)
+        if not releases:
+            raise InputError(
+                f"nothing is published for line '{line}'",
+                next_step=f"kiridashi publish BUNDLE --line {line}",
+            )
+        return releases[-1].version
 
     @contextmanager
     def connected(self) -> Iterator[Distribution]:

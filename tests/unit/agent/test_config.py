@@ -49,23 +49,37 @@ def test_providers_and_the_accuracy_that_may_be_lost_are_read_and_written(tmp_pa
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        (MINIMAL + "prot = 1\n", "broker.prot' is unknown"),
-        (MINIMAL + "[lines.press-3]\nsample = 'x'\n", "lines.press-3.sample' is unknown"),
-        (MINIMAL + "[limit]\n", "'limit' is unknown"),
-        (MINIMAL + "port = 'x'\n", "$.broker.port"),
-        (MINIMAL + "port = 70000\n", "$.broker.port"),
-        (MINIMAL + "[lines.press-3]\nruntime = 'tensorrt'\n", "$.lines[...].runtime"),
-        (MINIMAL + "[lines.press-3]\nsamples = 3\n", "path in quotes"),
-        (MINIMAL + "[lines.press-3]\nproviders = ['TPU']\n", "$.lines[...].providers[0]"),
-        (MINIMAL + "[lines.press-3]\nproviders = []\n", "$.lines[...].providers"),
-        (MINIMAL + "[lines.press-3]\nmax_accuracy_drop = 5\n", "$.lines[...].max_accuracy_drop"),
-        (MINIMAL + "[lines.Press]\n", "'Press' is not a valid line name"),
-        (MINIMAL + "[limits]\nwindow = 0\n", "$.limits.window"),
-        (MINIMAL.replace("cam-1", "Cam 1"), "not a valid device name"),
+        (MINIMAL + "prot = 1\n", "config.toml:5: the key 'broker.prot' is unknown"),
+        (MINIMAL + "[lines.press-3]\nsample = 'x'\n", "config.toml:6: the key 'lines.press-3.sample' is unknown"),
+        (MINIMAL + "[limit]\n", "config.toml:5: the key 'limit' is unknown"),
+        (MINIMAL + "port = 'x'\n", "config.toml:5: 'broker.port' cannot be used: Expected `int`, got `str`"),
+        (MINIMAL + "port = 70000\n", "config.toml:5: 'broker.port' cannot be used"),
+        (MINIMAL + "[lines.press-3]\nruntime = 'tensorrt'\n", "config.toml:6: 'lines.press-3.runtime' cannot be used"),
+        (
+            MINIMAL + "[lines.press-3]\nsamples = 3\n",
+            "config.toml:6: 'lines.press-3.samples' cannot be used: expected a path in quotes",
+        ),
+        (
+            MINIMAL + "[lines.press-3]\nproviders = ['TPU']\n",
+            "config.toml:6: 'lines.press-3.providers' cannot be used",
+        ),
+        (MINIMAL + "[lines.press-3]\nproviders = []\n", "config.toml:6: 'lines.press-3.providers' cannot be used"),
+        (MINIMAL + "[lines.press-3]\nmax_accuracy_drop = 5\n", "toml:6: 'lines.press-3.max_accuracy_drop' cannot"),
+        (MINIMAL + "[lines.Press]\n", "config.toml:5: 'Press' is not a valid line name"),
+        (MINIMAL + "lines = 3\n", "the key 'broker.lines' is unknown"),
+        ("lines = 3\n" + MINIMAL, "config.toml:1: 'lines' holds a table for every line"),
+        ("broker = 3\n[device]\nid = 'cam-1'\n", "config.toml:1: 'broker' cannot be used"),
+        (MINIMAL + "[lines]\npress-3 = [\n 'a',\n]\n", "config.toml:8: 'lines.press-3' cannot be used"),
+        (MINIMAL + "[limits]\nrequest_timeout_s = 61\n", "config.toml:6: 'limits.request_timeout_s' cannot be used"),
+        (MINIMAL + "[limits]\nrequest_timeout_s = 9\njob_timeout_s = 8\n", "toml:7: limits.job_timeout_s is below"),
+        ("[device]\nname = 'cam-1'\n[broker]\nhost = 'localhost'\n", "config.toml:2: the key 'device.name' is unknown"),
+        ("[device]\n[broker]\nhost = 'localhost'\n", "config.toml:1: 'device' cannot be used: Object missing"),
+        (MINIMAL + "[limits]\nwindow = 0\n", "config.toml:6: 'limits.window' cannot be used"),
+        (MINIMAL.replace("cam-1", "Cam 1"), "config.toml:2: 'Cam 1' is not a valid device name"),
         (MINIMAL.replace("[broker]", 'device_class = "Pi 4"\n[broker]'), "'Pi 4' is not a valid device class name"),
         (MINIMAL.replace("localhost", "b.plant"), "broker.ca, broker.cert and broker.key are missing"),
         (MINIMAL + "ca = 'ca.pem'\n", "belong together"),
-        ("[device]\nid = 'cam-1'\n", "`broker`"),
+        ("[device]\nid = 'cam-1'\n", "the section [broker] is missing"),
         ("[device\n", "cannot be read as TOML"),
     ],
 )
@@ -74,7 +88,7 @@ def test_what_is_wrong_is_named_with_file_and_key(tmp_path, text, part) -> None:
     with pytest.raises(InputError) as caught:
         load_config(path)
     assert part in str(caught.value)
-    assert str(path) in str(caught.value) or "name" in part
+    assert str(path) in str(caught.value)
 
 
 def test_an_unknown_key_comes_with_a_hint(tmp_path) -> None:

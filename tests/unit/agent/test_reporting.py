@@ -60,10 +60,23 @@ def test_repeated_warnings_are_held_back_and_counted(caplog) -> None:
         quiet.warning("the broker %s is away", "b")
     quiet.warning("something else")
     assert [record.getMessage() for record in caplog.records] == ["the broker b is away", "something else"]
-    quiet = logs.RateLimited(logging.getLogger("x"), every_s=0)
-    quiet._held_back["again"] = 4
-    quiet.warning("again")
-    assert caplog.records[-1].getMessage() == "again (4 more of these before)"
+
+
+def test_a_warning_that_comes_for_weeks_is_logged_ever_less_often(caplog, monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now[0])
+    quiet = logs.RateLimited(logging.getLogger("x"), every_s=60, most_s=3600)
+    for _ in range(21 * 24 * 3600 // 15):  # every 15 s for three weeks
+        quiet.warning("away")
+        now[0] += 15
+    said = [record.getMessage() for record in caplog.records]
+    assert said[:3] == ["away", "away (3 more of these before)", "away (7 more of these before)"]
+    assert 21 * 24 <= len(said) <= 21 * 24 + 6
+    now[0] += 3 * 3600
+    quiet.warning("away")
+    now[0] += 61
+    quiet.warning("away")
+    assert caplog.records[-1].getMessage() == "away"  # rare again, so told at once again
 
 
 def test_status_says_of_every_file_why_it_was_chosen_or_not(tmp_path, capsys) -> None:
