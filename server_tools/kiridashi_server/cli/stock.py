@@ -97,15 +97,18 @@ def _make(arguments: argparse.Namespace) -> Outcome:
 
 
 def _show(arguments: argparse.Namespace) -> Outcome:
+    from kiridashi_server.settle.store import read_settled
     from kiridashi_server.stock.store import read_manifest
 
     folder = folder_of(arguments)
-    manifest = read_manifest(folder)
+    manifest, settled = read_manifest(folder), read_settled(folder)
     making = manifest.making
+    known = settled.with_stock.reason if settled and settled.is_for(making) else "not settled (kiridashi stock settle)"
     lines = [
         f"{len(manifest.pieces)} pieces from {len(making.tasks)} tasks and {len(making.records)} records, "
         f"made in {making.seconds:.0f} s",
         *(f"  {piece.name}: {piece.parameters:,} parameters" for piece in manifest.pieces),
+        f"how cuts out of it are recovered: {known}",
         "it holds what these tasks taught: keep it where their records may be",
     ]
     return Outcome({"stock": str(folder), **msgspec.to_builtins(manifest)}, "\n".join(lines))

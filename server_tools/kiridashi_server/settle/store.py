@@ -46,6 +46,10 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     without_stock: Choice
     seconds: float
 
+    def is_for(self, making: Making) -> bool:
+        """Whether it was settled for a stock that came about like this."""
+        return (self.tasks, self.stock) == (making.tasks, making.settings)
+
 
 @dataclass(frozen=True)
 class Recovery:
@@ -109,12 +113,12 @@ def recovery_for(
         default: the defaults.
     """
     if settled is None:
-        return _unsettled("nothing was settled for this bank (kiridashi stock settle)", default)
+        return _unsettled("nothing was settled for this bank", default)
     known = (settled.backbone_fingerprint, settled.layout_digest, settled.input_size)
     if known != (backbone.fingerprint, backbone.layout.digest, backbone.input_size):
-        return _unsettled(f"{FILE} is of another backbone or image size (kiridashi stock settle)", default)
-    if making is not None and (settled.tasks, settled.stock) != (making.tasks, making.settings):
-        return _unsettled(f"{FILE} is of another stock (kiridashi stock settle)", default)
+        return _unsettled(f"{FILE} is of another backbone or image size", default)
+    if making is not None and not settled.is_for(making):
+        return _unsettled(f"{FILE} is of another stock", default)
     choice = settled.without_stock if making is None else settled.with_stock
     return Recovery(choice.settings, choice.reason)
 

@@ -121,7 +121,7 @@ def test_a_bank_without_records_of_the_backbone_cannot_have_a_stock(run, tmp_pat
     assert "no record of efficientnet-lite0" in data["error"]["what"]
 
 
-def test_settling_lets_tasks_of_the_stock_play_new(run, tmp_path, lite0, monkeypatch):
+def test_settling_lets_tasks_of_the_stock_play_new(run, tmp_path, lite0, monkeypatch, capsys):
     """Three options less, one size, one iteration, so that it takes seconds."""
     monkeypatch.setattr(playing, "SHARES", (0.5,))
     monkeypatch.setattr(choice, "_PAIRS", ((0, None), (1, 0.5)))
@@ -155,6 +155,9 @@ def test_settling_lets_tasks_of_the_stock_play_new(run, tmp_path, lite0, monkeyp
     assert [len(data[kind]["steps"][0]["rows"]) for kind in ("with_stock", "without_stock")] == [2, 2]
     assert "on 2 tasks that played new" in data["with_stock"]["reason"]
     assert run("settle", *given, *place)[1] == data
+    words = ["stock", "show", *map(str, place)]
+    assert command.main("kiridashi", "", stock_commands.COMMANDS, words) == 0
+    assert f"recovered: {data['with_stock']['reason']}" in capsys.readouterr().out
     kept = read_settled(folder)
     assert kept.with_stock.settings.iterations in (0, 1)
     assert load_stock(folder, lite0).digest
