@@ -120,20 +120,16 @@ class _Run:
             print(_figures({"default": default, **lost}))
 
     def poison(self) -> None:
-        """A fifth of the records bad: the mask by itself, the product, and the plans of the stock."""
-        records = self._chain.records
-        settings = {"mask": AT_ONCE, "product": self._choices()["with_stock"].settings}
-        clean = {what: self._accuracies(how, stock=what == "product") for what, how in settings.items()}
-        found = {}
+        """A fifth of the records bad: the composed mask by itself, and the plans of the stock."""
+        records, found = self._chain.records, {}
+        clean = self._accuracies(AT_ONCE, stock=False)
         for kind in (MISSING, *POISONS):
             bad = poisoned(records, kind, self._chain.seed)
-            for what, how in settings.items():
-                accuracies = self._accuracies(how, stock=what == "product", past=kind, records=bad)
-                found[f"poison.{kind}.{what}"] = gain(accuracies, clean[what])
+            found[f"poison.{kind}.mask"] = gain(self._accuracies(AT_ONCE, stock=False, past=kind, records=bad), clean)
             found[f"poison.{kind}.shared_units"] = Figure(shared_units(self._chain, bad), "share")
         for name, figure in found.items():
             self._add({"part": "poison", "what": name, **_plain(figure)})
-        self._report.figures |= found
+        self._report.figures |= {"poison.nothing.mask": Figure(float(clean.mean()), "share"), **found}
 
     def fallback(self) -> None:
         """From a bank with a stock down to nothing, and how far each rung is above Taylor pruning, which needs no past.

@@ -20,7 +20,7 @@ PER_CLASS = 6
 SHARES = (0.3, 0.15)
 """Of the parameters: the sizes at which a task is cut."""
 
-_HELD_BACK = 4
+_QUARTER, _WANTED = 4, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,16 +33,17 @@ class Played:
     plans: tuple[Plan, ...]
 
 
-def hold_back(tasks: Sequence[Task], fewest: int) -> tuple[list[Task], list[Task]]:
+def hold_back(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     """Which tasks play new and which fill the bank: a quarter, by the order of their digests, and the others.
+
+    A standard error of two or three differences is hardly one. So at least four play new, but at most half of all.
 
     Args:
         tasks: only one with a split ``val`` can play new.
-        fewest: so many play new, where there are so many.
     """
     ordered = sorted(tasks, key=lambda task: task.digest)
     able = [task for task in ordered if "val" in task.splits]
-    new = able[: max(fewest, len(tasks) // _HELD_BACK)]
+    new = able[: max(len(tasks) // _QUARTER, min(_WANTED, len(tasks) // 2))]
     return new, [task for task in ordered if task not in new]
 
 

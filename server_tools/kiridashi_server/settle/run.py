@@ -66,7 +66,7 @@ def run_settling(
         InputError: no record of another task is of this backbone.
         StockError: a finished piece was changed.
     """
-    new, others = hold_back(tasks, FEWEST_NEW)
+    new, others = hold_back(tasks)
     start = len(workspace.times)
     if len(tasks) < FEWEST_TASKS or len(new) < FEWEST_NEW:
         why = f"{len(new)} of {len(tasks)} tasks could play new, {FEWEST_NEW} of {FEWEST_TASKS} are needed"

@@ -119,12 +119,13 @@ def test_a_lead_within_the_error_is_told_and_not_followed():
 def test_a_quarter_is_held_back_by_digest_and_only_what_can_be_judged():
     tasks = [tiny_task(f"task {number}", seed=3 * number) for number in range(12)]
     blind = Task("blind", ("red", "green", "blue"), {"train": tiny_samples(4, 99)})
-    new, others = hold_back([*tasks, blind], 2)
-    assert [task.digest for task in new] == sorted(task.digest for task in tasks)[:3]
-    assert hold_back([blind, *reversed(tasks)], 2) == (new, others)
+    new, others = hold_back([*tasks, blind])
+    assert [task.digest for task in new] == sorted(task.digest for task in tasks)[:4]
+    assert hold_back([blind, *reversed(tasks)]) == (new, others)
     assert {task.name for task in [*new, *others]} == {task.name for task in [*tasks, blind]}
-    assert len(hold_back(tasks[:5], 2)[0]) == 2
-    assert hold_back([blind], 2) == ([], [blind])
+    twenty = [tiny_task(f"task {number}", seed=3 * number) for number in range(20)]
+    assert [len(hold_back(twenty[:count])[0]) for count in (4, 5, 7, 8, 16, 20)] == [2, 2, 3, 4, 4, 5]
+    assert hold_back([blind]) == ([], [blind])
 
 
 def test_a_task_that_plays_new_is_unknown_to_the_bank_by_name_and_by_samples():
@@ -230,7 +231,7 @@ def test_who_plays_new_is_in_no_stock_and_no_composition(backbone, tasks, record
 
 def test_too_few_tasks_leave_the_defaults_and_measure_nothing(backbone, tasks, records, tmp_path):
     blind = [Task(task.name, task.labels, {"train": task.split("train")}) for task in tasks]
-    for given_tasks, count in ((tasks[:3], 2), (blind, 0)):
+    for given_tasks, count in ((tasks[:3], 1), (blind, 0)):
         found = run_settling(Workspace(tmp_path), backbone, given_tasks, records, STOCK, 0, _quiet)
         assert found.with_stock == found.without_stock
         assert found.with_stock.settings == DEFAULT
