@@ -65,13 +65,14 @@ class Recovery:
 
 
 def save_settled(folder: Path, settled: Settled) -> Path:
-    """Write the file into the stock's folder, whole or not at all.
+    """Write the file into the folder, whole or not at all.
 
     Raises:
         StockError: it cannot be written.
     """
     path = folder / FILE
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, msgspec.json.format(msgspec.json.encode(settled), indent=2) + b"\n")
     except OSError as error:
         raise StockError(

@@ -261,8 +261,9 @@ MAKING = Making(tasks={"hues": "sha256:1"}, records=("a",), settings=STOCK, seed
 
 def test_what_was_settled_survives_its_file(settled, tmp_path):
     assert read_settled(tmp_path) is None
-    save_settled(tmp_path, settled)
-    assert read_settled(tmp_path) == settled
+    for folder in (tmp_path, tmp_path / "a" / "new"):
+        save_settled(folder, settled)
+        assert read_settled(folder) == settled
 
 
 def test_a_file_that_is_none_is_refused(settled, tmp_path):
