@@ -22,6 +22,8 @@ SHARED = frozenset(
             "layer_sums",
             "oneshot_tasks",
             "report",
+            "settings_lines",
+            "settings_poison",
             "torch_pruning",
             "trainstep_accuracy",
             "trainstep_child",

@@ -118,6 +118,7 @@ class CutRequest:
         device: the name of the device whose profile it is, if it can be asked.
         measure: has model files measured on that device.
         recover: how the cut is recovered.
+        recovery: in words where that comes from; goes into the bundle's explanation.
         stock: what the model is cut out of; ``None``: the backbone as it is.
         kinds: artifacts to export.
         seed: of everything random.
@@ -135,6 +136,7 @@ class CutRequest:
     device: str = ""
     measure: Measure | None = None
     recover: RecoverSettings = field(default_factory=RecoverSettings)
+    recovery: str = ""
     stock: Stock | None = None
     kinds: tuple[ArtifactKind, ...] = ALL_KINDS
     seed: int = 0
@@ -312,7 +314,7 @@ class CutRun:
             spec = BundleSpec(
                 request.release,
                 self.budget,
-                explanation=self.composed.explanation,
+                explanation=self.explanation,
                 settings=ExportSettings(kinds=request.kinds),
             )
             done = export_bundle(self.model(), request.backbone, self.plan, request.calibration.images, spec, folder)
@@ -333,7 +335,13 @@ class CutRun:
             return Exported(files, dropped, gradients, max((step.loss_max_abs_diff for step in steps), default=0.0))
 
         inputs = [self._identity, request.calibration.digest, self.planned.plan, request.recover, request.release]
+        inputs.append(request.recovery)
         return self.workspace.run("export", [*inputs, self.budget, request.kinds, request.stock_digest], work, Exported)
+
+    @property
+    def explanation(self) -> str:
+        """Why this mask and this recovery, in words."""
+        return "; ".join(filter(None, [self.composed.explanation, self.request.recovery]))
 
     @property
     def bundle(self) -> Path:

@@ -14,6 +14,7 @@ from kiridashi_server.progress import Progress
 TITLES = {
     "bank": "Learning scores of past tasks",
     "stock": "Pruning the backbone step by step on the past tasks, once for all lines",
+    "settle": "Letting past tasks play new, to settle how cuts are recovered",
     "evidence": "Comparing the new task with the bank, composing scores",
     "profile": "Measuring this device with a few cuts",
     "plan": "Solving the budget into a plan",

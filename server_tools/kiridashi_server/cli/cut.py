@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,11 @@ from kiridashi_server.cli.task_source import TASK_HELP, few_samples, read_task
 
 if TYPE_CHECKING:
     from kiridashi_server.backbone import Backbone
+    from kiridashi_server.bank.record import Record
+    from kiridashi_server.compose.stack import ScoreStack
     from kiridashi_server.cut_run import CutRun, Planned
+    from kiridashi_server.settle.store import Recovery
+    from kiridashi_server.similarity.assessment import Assessment
     from kiridashi_server.stock.pieces import Stock
 
 
@@ -48,6 +54,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="cut out of these pieces (default: BANK/stock/BACKBONE-PIXELS, where there is one)",
     )
     parser.add_argument("--no-stock", action="store_true", help="cut out of the backbone as it is")
+    parser.add_argument(
+        "--no-bank", action="store_true", help="there are no past tasks: the task's own few samples decide"
+    )
     parser.add_argument("--backbone", default="efficientnet-lite0", metavar="NAME", help="the backbone to cut")
     parser.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="side of the input (default 64)")
     parser.add_argument("--budget", default="", metavar="LIMITS", help="such as memory=96MiB,file=5MiB,latency=2ms")
@@ -72,7 +81,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
     add_state_argument(parser)
     parser.add_argument("--release", type=int, default=1, metavar="N", help="version number of the bundle (default 1)")
-    parser.add_argument("--iterations", type=int, default=20, metavar="N", help="weight updates after the cut")
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        metavar="N",
+        help="weight updates after the cut (default: as 'kiridashi stock settle' found, else 20)",
+    )
     parser.add_argument("--per-class", type=int, default=0, metavar="N", help="use this many samples per class only")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
 
@@ -90,28 +104,23 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     import torch  # takes seconds: bad arguments are refused first
 
     from kiridashi_server.backbone import Backbone
-    from kiridashi_server.bank.assessments import AssessmentStore
-    from kiridashi_server.bank.store import Bank
     from kiridashi_server.cut_run import CutRequest, CutRun
     from kiridashi_server.narrator import Narrator
     from kiridashi_server.pipeline import Release
-    from kiridashi_server.recover.iterations import RecoverSettings
     from kiridashi_server.stages import Workspace
 
     torch.set_num_threads(1)  # the same numbers on every machine, and no spinning on a busy one
     task = read_task(arguments.task, arguments.image_size, arguments.seed)
     narrator = Narrator(("evidence", "profile", "plan", "cut", "export"))
     backbone = Backbone.load(arguments.backbone, image_size=arguments.image_size)
-    with Bank.open(arguments.bank, create=False) as bank:
-        records = bank.list(backbone_fingerprint=backbone.fingerprint)
-        stack, backbones = bank.stack(backbone.fingerprint, backbone.layout.digest), bank.backbones()
-        assessments = AssessmentStore(bank.folder).list()
+    past, (stock, recovery) = _past(arguments, backbone), _stock_and_recovery(arguments, backbone)
+    narrator.fact(recovery.reason)
     workspace = Workspace(arguments.output, narrator.stage)
     with judged_by(arguments, backbone, narrator.fact) as judge, workspace.locked():
         request = CutRequest(
             backbone=backbone,
-            records=records,
-            assessments=assessments,
+            records=past.records,
+            assessments=past.assessments,
             samples=few_samples(task, arguments.per_class, arguments.seed),
             calibration=task.split("val" if "val" in task.splits else "train"),
             release=Release(arguments.line, arguments.release, task.name, task.labels),
@@ -119,22 +128,51 @@ def _run(arguments: argparse.Namespace) -> Outcome:
             profile=judge.profile if judge else profile,
             device=arguments.device or "",
             measure=judge.measure if judge else None,
-            recover=RecoverSettings(iterations=arguments.iterations),
-            stock=_stock(arguments, backbone),
+            recover=recovery.settings,
+            recovery=recovery.reason,
+            stock=stock,
             seed=arguments.seed,
-            stack=stack,
+            stack=past.stack,
         )
-        return _outcome(CutRun(request, workspace, narrator.bar), backbones)
+        return _outcome(CutRun(request, workspace, narrator.bar), past.backbones)
 
 
-def _stock(arguments: argparse.Namespace, backbone: Backbone) -> Stock | None:
-    """The stock that is named, or the bank's if it has one."""
-    from kiridashi_server.stock.store import load_stock
+@dataclass(frozen=True)
+class _Past:
+    """What is known of past tasks; nothing, without a bank."""
+
+    records: Sequence[Record] = ()
+    assessments: Sequence[Assessment] = ()
+    stack: ScoreStack | None = None
+    backbones: Mapping[str, int] = field(default_factory=dict)
+
+
+def _past(arguments: argparse.Namespace, backbone: Backbone) -> _Past:
+    from kiridashi_server.bank.assessments import AssessmentStore
+    from kiridashi_server.bank.store import Bank
+
+    if arguments.no_bank:
+        return _Past()
+    with Bank.open(arguments.bank, create=False) as bank:
+        return _Past(
+            bank.list(backbone_fingerprint=backbone.fingerprint),
+            AssessmentStore(bank.folder).list(),
+            bank.stack(backbone.fingerprint, backbone.layout.digest),
+            bank.backbones(),
+        )
+
+
+def _stock_and_recovery(arguments: argparse.Namespace, backbone: Backbone) -> tuple[Stock | None, Recovery]:
+    """The stock that is named, or the bank's if it has one, and how a cut out of it is recovered."""
+    from kiridashi_server.settle.store import read_settled, recovery_for
+    from kiridashi_server.stock.store import load_stock, read_manifest
 
     folder = folder_of(arguments)
-    if arguments.no_stock or not (arguments.stock or folder.exists()):
-        return None
-    return load_stock(folder, backbone)
+    there = bool(arguments.stock) or (folder.exists() and not arguments.no_bank)
+    stock = load_stock(folder, backbone) if there and not arguments.no_stock else None
+    settled = read_settled(folder) if there else None
+    recovery = recovery_for(settled, backbone, read_manifest(folder).making if stock else None)
+    return stock, recovery if arguments.iterations is None else recovery.but(arguments.iterations)
 
 
 def _outcome(run: CutRun, backbones: Mapping[str, int]) -> Outcome:
@@ -154,6 +192,7 @@ def _outcome(run: CutRun, backbones: Mapping[str, int]) -> Outcome:
         "parameters": planned.parameters,
         "parameters_dense": parameters_dense,
         "explanation": run.composed.explanation,
+        "recovery": {"settings": dataclasses.asdict(run.request.recover), "reason": run.request.recovery},
         "other_backbones": sum(backbones.values()) - len(run.request.records),
         "files": msgspec.to_builtins(exported.files),
         "dropped": list(exported.dropped),
@@ -164,6 +203,8 @@ def _outcome(run: CutRun, backbones: Mapping[str, int]) -> Outcome:
         f"{planned.importance:.2%} of the importance stays, {best:.2%} at most could",
         f"{_needs(planned, run.request.device)}; budget {run.budget}",
         run.composed.explanation,
+        _origin(run),
+        run.request.recovery,
         *filter(None, [others_text(backbones, run.request.backbone.fingerprint)]),
         f"next: kiridashi publish {run.bundle} --line {run.request.release.line}",
     ]

@@ -14,6 +14,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("quickstart-out"), metavar="DIR", help="where everything goes")
     parser.add_argument("--task", default="", metavar="NAME", help="the shipped task to hold out as the new line")
     parser.add_argument("--budget", default="", metavar="LIMITS", help="such as memory=96MiB,file=5MiB,latency=2ms")
+    parser.add_argument(
+        "--settle", action="store_true", help="first let past tasks play new, to settle how cuts are recovered"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random")
     parser.add_argument(
         "--quick", action="store_true", help="three past tasks, one size, ONNX only: a smoke test in about a minute"
@@ -21,15 +24,20 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> Outcome:
-    from kiridashi_server.narrator import Narrator  # torch takes seconds to import: only this command pays
+    from kiridashi_server.narrator import TITLES, Narrator  # torch takes seconds to import: only this command pays
     from kiridashi_server.quickstart.run import QUICK, Settings, run_quickstart
 
     settings = QUICK if arguments.quick else Settings()
     chosen = {"task": arguments.task} if arguments.task else {}
     settings = msgspec.structs.replace(
-        settings, **chosen, seed=arguments.seed, budget=Budget.parse(arguments.budget) if arguments.budget else None
+        settings,
+        **chosen,
+        seed=arguments.seed,
+        budget=Budget.parse(arguments.budget) if arguments.budget else None,
+        settle=arguments.settle,
     )
-    report = run_quickstart(settings, arguments.out, Narrator())
+    stages = [name for name in TITLES if name != "settle" or arguments.settle]
+    report = run_quickstart(settings, arguments.out, Narrator(stages))
     kept = report.plan.params_after / report.plan.params_before
     text = (
         f"accuracy on the new line: {report.device.test_accuracy_delivered:.1%} as delivered, "

@@ -16,7 +16,7 @@ from kiridashi_server.baselines import PLANNERS, Target, iterative
 from kiridashi_server.budget.solver import plan_size
 from kiridashi_server.cut_run import Bar, CutRun
 from kiridashi_server.graph.plan import Plan
-from kiridashi_server.recover.iterations import Recovered, correct, recover_cut
+from kiridashi_server.recover.iterations import Recovered, RecoverSettings, correct, recover_cut
 from kiridashi_server.similarity.assess import mean_scores
 from kiridashi_server.tasks import Task
 
@@ -42,19 +42,21 @@ class Compared(msgspec.Struct, frozen=True):
 
 
 class Comparison:
-    """All methods on one task, with the same samples, iterations and treatment; only the one-shot cut has the stock.
+    """All methods on one task, with the same samples and treatment; only the one-shot cut has the stock.
 
     Args:
         run: the run whose composition and recovery settings are used.
         records: the bank's records.
         task: its ``test`` split judges.
+        others: how the cuts of the other methods are recovered.
         bar: shows progress.
     """
 
-    def __init__(self, run: CutRun, records: Sequence[Record], task: Task, bar: Bar) -> None:
+    def __init__(self, run: CutRun, records: Sequence[Record], task: Task, others: RecoverSettings, bar: Bar) -> None:
         self._run = run
         self._records = records
         self._task = task
+        self._others = others
         self._bar = bar
         self._costs = run.request.backbone.costs
 
@@ -77,7 +79,7 @@ class Comparison:
                 size=size,
                 parameters=self._costs.parameters(counts),
                 macs=self._costs.macs(counts),
-                iterations=self._run.request.recover.iterations,
+                iterations=self._settings(method).iterations,
                 extra_iterations=extra,
                 seconds=seconds,
                 same_as_own=recovered.plan == self._plan(self._run.composed.score_map(), size),
@@ -91,7 +93,7 @@ class Comparison:
         target = Target(request.samples, len(request.release.labels), size, request.seed)
         with self._bar(method) as advance:
             if method == ITERATIVE:
-                result = iterative(request.backbone, target, request.recover, progress=advance)
+                result = iterative(request.backbone, target, self._others, progress=advance)
                 return result.recovered, result.extra_iterations
             plan = self._chosen(method, size, target)
             recovered = recover_cut(
@@ -99,12 +101,15 @@ class Comparison:
                 plan,
                 request.samples,
                 classes=target.classes,
-                settings=request.recover,
+                settings=self._settings(method),
                 seed=request.seed,
                 progress=advance,
                 blank=request.stock.blank(plan) if request.stock and method == OWN else None,
             )
         return recovered, 0
+
+    def _settings(self, method: str) -> RecoverSettings:
+        return self._run.request.recover if method == OWN else self._others
 
     def _chosen(self, method: str, size: int, target: Target) -> Plan:
         if method == OWN:

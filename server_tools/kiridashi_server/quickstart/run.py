@@ -29,9 +29,12 @@ from kiridashi_server.quickstart.summary import Findings, build_report
 from kiridashi_server.recover.iterations import RecoverSettings
 from kiridashi_server.report.page import write_page
 from kiridashi_server.report.schema import Report
+from kiridashi_server.settle.run import run_settling
+from kiridashi_server.settle.store import Recovery, read_settled, recovery_for, save_settled
 from kiridashi_server.stages import Workspace
 from kiridashi_server.stock.pieces import Stock, StockSettings
 from kiridashi_server.stock.run import run_stock
+from kiridashi_server.stock.store import Making
 from kiridashi_server.tasks import Task, load_shipped, shipped_names
 
 LINE = "new-line"
@@ -44,11 +47,12 @@ class Settings(msgspec.Struct, frozen=True):
         task: the shipped task that is held out as the new line.
         bank: the past tasks; empty means all other shipped tasks.
         per_class: labelled samples per class of the new task, in styles that the device does not see.
-        iterations: weight updates after the cut, for every method.
+        iterations: weight updates after the cut, for every method, unless something was settled.
         budget: the limits; ``None`` derives them from what the dense model is measured to need here.
         shares: further sizes of the comparison, as shares of the dense parameters.
         score_iterations: iterations of score learning for each past task.
         stock: how the stock is made that the line's model is cut out of.
+        settle: have past tasks play new first, to settle how cuts are recovered; it takes some minutes.
         kinds: artifacts to export.
         image_size: side of the input in pixels.
         backbone: a known backbone's name.
@@ -63,6 +67,7 @@ class Settings(msgspec.Struct, frozen=True):
     shares: tuple[float, ...] = (0.5, 0.15)
     score_iterations: int = 40
     stock: StockSettings = StockSettings(shares=(1.0, 0.45), iterations=40)
+    settle: bool = False
     kinds: tuple[ArtifactKind, ...] = ALL_KINDS
     image_size: int = 64
     backbone: str = "efficientnet-lite0"
@@ -126,8 +131,11 @@ class _Quickstart:
         # One thread: the same numbers on every machine, times that can be compared, and no spinning on a busy one.
         torch.set_num_threads(1)
         records = self._learn_bank()
-        cut = CutRun(self._request(records, self._make_stock(records)), self._workspace, self._narrator.bar)
+        stock = self._make_stock(records)
+        own, others = self._recoveries(records)
+        cut = CutRun(self._request(records, stock, own), self._workspace, self._narrator.bar)
         tell = self._narrator.fact
+        tell(own.reason)
         tell(cut.composed.explanation)
         tell(f"the dense model needs {cut.profile.dense.latency_p95_ms:.2f} ms (p95) here; the budget is {cut.budget}")
         if too_busy(cut.profile) and self._settings.budget is None:
@@ -137,7 +145,7 @@ class _Quickstart:
         cut.exported  # noqa: B018 - runs the stages up to the bundle
         delivered = self._deliver(cut)
         predicted = self._predict(cut, delivered)
-        compared = self._compare(cut, records)
+        compared = self._compare(cut, records, others.settings)
         self._narrator.stage("report", reused=False)
         findings = Findings(
             task=self._task,
@@ -187,13 +195,28 @@ class _Quickstart:
         return work
 
     def _make_stock(self, records: list[Record]) -> Stock:
-        settings = self._settings
-        tasks = [load_shipped(record.task, settings.image_size, settings.seed) for record in records]
+        settings, tasks = self._settings, self._past(records)
         return run_stock(
             self._workspace, self._backbone, tasks, records, settings.stock, settings.seed, self._narrator.bar
         )
 
-    def _request(self, records: list[Record], stock: Stock) -> CutRequest:
+    def _recoveries(self, records: list[Record]) -> tuple[Recovery, Recovery]:
+        """How the line's cut is recovered, and how those of the other methods, which have no stock."""
+        settings, tasks, folder = self._settings, self._past(records), self._workspace.folder / "settled"
+        if settings.settle:
+            workspace, bar = Workspace(folder), self._narrator.bar
+            self._narrator.stage("settle", reused=False)
+            settled = run_settling(workspace, self._backbone, tasks, records, settings.stock, settings.seed, bar)
+            save_settled(folder, settled)
+        found, default = read_settled(folder), RecoverSettings(iterations=settings.iterations)
+        made_from = {task.name: task.digest for task in tasks}
+        making = Making(made_from, tuple(record.id for record in records), settings.stock, settings.seed, 0.0)
+        return recovery_for(found, self._backbone, making, default), recovery_for(found, self._backbone, None, default)
+
+    def _past(self, records: list[Record]) -> list[Task]:
+        return [load_shipped(record.task, self._settings.image_size, self._settings.seed) for record in records]
+
+    def _request(self, records: list[Record], stock: Stock, recovery: Recovery) -> CutRequest:
         settings, task = self._settings, self._task
         return CutRequest(
             backbone=self._backbone,
@@ -202,7 +225,8 @@ class _Quickstart:
             calibration=task.split("val"),
             release=Release(LINE, 1, task.name, task.labels),
             budget=settings.budget,
-            recover=RecoverSettings(iterations=settings.iterations),
+            recover=recovery.settings,
+            recovery=recovery.reason,
             stock=stock,
             kinds=settings.kinds,
             seed=settings.seed,
@@ -224,11 +248,11 @@ class _Quickstart:
 
         return self._workspace.run("predict", [delivered, self._task.digest], work, Predicted)
 
-    def _compare(self, cut: CutRun, records: list[Record]) -> list[Compared]:
-        comparison = Comparison(cut, records, self._task, self._narrator.bar)
+    def _compare(self, cut: CutRun, records: list[Record], others: RecoverSettings) -> list[Compared]:
+        comparison = Comparison(cut, records, self._task, others, self._narrator.bar)
         sizes = {cut.planned.parameters, *(int(share * comparison.dense_parameters) for share in self._settings.shares)}
         request = cut.request
-        inputs = [cut.planned, request.samples.digest, request.recover, self._task.digest, request.stock_digest]
+        inputs = [cut.planned, request.samples.digest, request.recover, others, self._task.digest, request.stock_digest]
         results = []
         for size in sorted(sizes, reverse=True):
             for method in METHODS:

@@ -69,7 +69,7 @@ def build_report(found: Findings) -> Report:
         bank=tuple(_bank_entry(record) for record in found.records),
         measure=composed.measure,
         verdict=composed.verdict,
-        explanation=tuple(composed.explanation.split("; ")),
+        explanation=tuple(cut.explanation.split("; ")),
         evidence=composed.evidence,
         plan=_plan_entry(cut, costs),
         results=tuple(_result_entries(found.compared, found.task.split("test"), dense_parameters, found.seed)),

@@ -1,4 +1,4 @@
-"""``kiridashi stock`` on a small task folder with the real backbone: make, stop, go on, show, and what is refused."""
+"""``kiridashi stock`` on small task folders with the real backbone: make, go on, show, settle, what is refused."""
 
 import json
 
@@ -9,6 +9,8 @@ from kiridashi.errors import ExitCode
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.store import Bank
 from kiridashi_server.cli import stock as stock_commands
+from kiridashi_server.settle import choice, playing
+from kiridashi_server.settle.store import FILE, read_settled
 from kiridashi_server.stock import run as stock_run
 from kiridashi_server.stock.pieces import StockMaker
 from kiridashi_server.stock.store import MANIFEST, load_stock
@@ -117,3 +119,45 @@ def test_a_bank_without_records_of_the_backbone_cannot_have_a_stock(run, tmp_pat
     code, data, _ = run("make", *tasks, "--bank", tmp_path / "bank", "--image-size", SIZE)
     assert code != 0
     assert "no record of efficientnet-lite0" in data["error"]["what"]
+
+
+def test_settling_lets_tasks_of_the_stock_play_new(run, tmp_path, lite0, monkeypatch, capsys):
+    """Three options less, one size, one iteration, so that it takes seconds."""
+    monkeypatch.setattr(playing, "SHARES", (0.5,))
+    monkeypatch.setattr(choice, "_PAIRS", ((0, None), (1, 0.5)))
+    monkeypatch.setattr(choice, "OPTIONS", {"iterations": choice._pairs})
+    rng = np.random.default_rng(0)
+    names = ("hues", "tints", "shades", "tones")
+    with Bank.open(tmp_path / "bank") as bank:
+        for seed, name in enumerate(names):
+            splits = {"train": tiny_samples(3, seed), "val": tiny_samples(2, seed + 50)}
+            save_task_folder(Task(name, ("red", "green", "blue"), splits), tmp_path / name)
+            scores = {group: rng.random(size).astype(np.float32) for group, size in lite0.layout.sizes.items()}
+            head = rng.normal(size=(3, 1280))
+            layout = lite0.layout.digest
+            bank.add(make_record(name, scores=scores, head=head, fingerprint=lite0.fingerprint, layout=layout))
+    place = ("--bank", tmp_path / "bank", "--image-size", SIZE)
+    given = [part for name in names for part in ("--task", tmp_path / name)]
+    code, data, _ = run("settle", *given, *place)
+    assert (code, data["error"]["what"][:16]) == (ExitCode.STATE, "there is no stoc")
+    made = run("make", *given, *place, "--shares", "1,0.6", "--iterations", 1)[1]
+    folder = tmp_path / "bank" / "stock" / f"efficientnet-lite0-{SIZE}"
+
+    code, data, _ = run("settle", *given[:-2], *place)
+    assert code != 0
+    assert "'tones' is missing, new or changed" in data["error"]["what"]
+    assert not (folder / FILE).exists()
+
+    code, data, _ = run("settle", *given, *place)
+    assert (code, data["file"]) == (0, str(folder / FILE))
+    assert data["tasks"] == made["making"]["tasks"]
+    assert set(data["played"]) < set(names)
+    assert [len(data[kind]["steps"][0]["rows"]) for kind in ("with_stock", "without_stock")] == [2, 2]
+    assert "on 2 tasks that played new" in data["with_stock"]["reason"]
+    assert run("settle", *given, *place)[1] == data
+    words = ["stock", "show", *map(str, place)]
+    assert command.main("kiridashi", "", stock_commands.COMMANDS, words) == 0
+    assert f"recovered: {data['with_stock']['reason']}" in capsys.readouterr().out
+    kept = read_settled(folder)
+    assert kept.with_stock.settings.iterations in (0, 1)
+    assert load_stock(folder, lite0).digest

@@ -1,0 +1,1 @@
+"""Settings of the recovery, settled by tasks of the bank that play new."""
