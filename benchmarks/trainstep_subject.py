@@ -93,7 +93,7 @@ class OnnxStep:
 
     def __init__(self, graph: Path, values: Mapping[str, FloatArray]) -> None:
         value = onnxruntime.OrtValue.ortvalue_from_numpy
-        self._session: Any = make_session(graph, 1)
+        self._session: Any = make_session(graph, 1, memory_pattern=False)
         self._value = value
         self._names = [*values, *(f"momentum.{name}" for name in values)]
         self._outputs = ["loss", *(f"new.{name}" for name in self._names)]
@@ -112,7 +112,7 @@ class TorchStep:
     """The same step in torch: the same parameters trained, all others frozen."""
 
     def __init__(self, model: Classifier, names: tuple[str, ...], memory_format: torch.memory_format) -> None:
-        model = model.requires_grad_(False).to(memory_format=memory_format)
+        model = model.requires_grad_(False).to(memory_format=memory_format)  # type: ignore[call-overload]
         known = dict(model.named_parameters())
         self.trained = [known[name].requires_grad_() for name in names]
         self._model, self._format = model, memory_format
@@ -125,7 +125,7 @@ class TorchStep:
         self._optimiser.zero_grad()
         labels = torch.from_numpy(y).to(self.trained[0].dtype)
         loss = torch.nn.functional.cross_entropy(self._model(images), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self._optimiser.step()
         return float(loss.detach())

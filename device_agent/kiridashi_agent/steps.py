@@ -88,7 +88,7 @@ def run_steps(
     import onnxruntime
 
     deadline = time.monotonic() + plan.max_seconds
-    session = make_session(plan.graph, plan.threads)
+    session = make_session(plan.graph, plan.threads, memory_pattern=False)
     value = onnxruntime.OrtValue.ortvalue_from_numpy
     trained = plan.variant.parameters
     names = [*trained, *(f"momentum.{name}" for name in trained)]
