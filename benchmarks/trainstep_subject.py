@@ -55,10 +55,11 @@ class Subject:
 
 
 def half_plan(backbone: Backbone) -> Plan:
-    """The first half of every group's units, in eights."""
+    """The first half of every group's units: in eights, and where there are not many (heads) as it comes."""
+    halves = {group.name: -(-group.size // 2) for group in backbone.layout.groups}
+    steps = {name: _MULTIPLE if half >= _MULTIPLE else 1 for name, half in halves.items()}
     return Plan.of(
-        backbone.layout,
-        {group.name: range(-(-group.size // (2 * _MULTIPLE)) * _MULTIPLE) for group in backbone.layout.groups},
+        backbone.layout, {name: range(-(-half // steps[name]) * steps[name]) for name, half in halves.items()}
     )
 
 
