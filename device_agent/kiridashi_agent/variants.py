@@ -14,7 +14,7 @@ from kiridashi.manifest import TrainSpec, TrainVariant
 from kiridashi.messages import VariantCost
 
 HEAD = "head"
-ALLOCATOR = 1.3
+ALLOCATOR = 1.5
 """What the runtime's allocator keeps, over what is alive at the same time."""
 RUNTIME_BYTES = 20 * MIB
 """The runtime's own memory for one session."""
