@@ -62,16 +62,16 @@ def _costs(report: Report, name: str, subject: Subject, pixels: int, scratch: Pa
     for variant in subject.variants:
         key = f"{name}.{variant.entry.name}"
         times = step_times(subject, variant, pixels, rounds)
-        fastest = min(times["torch"], times["torch_channels_last"])
+        fastest = min(times["torch_ms"], times["torch_channels_last_ms"])
         errors = gradient_errors(subject, variant, pixels)
         memory = peak_memory(subject, variant, pixels, scratch)
         graph = (subject.folder / variant.entry.graph).stat().st_size
         row = {"part": "costs", "name": key, **times, **errors, **memory, "graph_bytes": graph}
         report.rows.append(rounded(row))
         figures = {
-            "time": Figure(times["ours"] / fastest, "ratio"),
-            "memory": Figure(memory["ours"] / memory["torch"], "ratio"),
-            "memory_estimate": Figure(memory["estimate"] / memory["ours"], "ratio"),
+            "time": Figure(times["ours_ms"] / fastest, "ratio"),
+            "memory": Figure(memory["ours_bytes"] / memory["torch_bytes"], "ratio"),
+            "memory_estimate": Figure(memory["estimate_bytes"] / memory["ours_bytes"], "ratio"),
             "gradient": Figure(errors["from_torch"], "share"),
             "from_float64": Figure(errors["from_float64"] / errors["torch_from_float64"], "ratio"),
         }

@@ -26,7 +26,7 @@ def _ours(graph: Path, values: Path, x: np.ndarray, y: np.ndarray) -> int:
 
     value = onnxruntime.OrtValue.ortvalue_from_numpy
     before = _status("VmRSS")
-    session = make_session(graph, 1)
+    session = make_session(graph, 1, memory_pattern=False)
     with np.load(values) as file:
         state = {name: value(file[name]) for name in file.files}
     state |= {f"momentum.{name}": value(np.zeros_like(held.numpy())) for name, held in state.items()}
@@ -52,7 +52,7 @@ def _torch(file: Path, kind: str, x: np.ndarray, y: np.ndarray) -> int:
     images, labels = torch.from_numpy(x).contiguous(memory_format=form), torch.from_numpy(y)
     for _ in range(_STEPS):
         optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
     return before

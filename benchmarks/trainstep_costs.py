@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from kiridashi_agent.variants import ALLOCATOR, RUNTIME_BYTES
+from kiridashi_server.export.npz import deterministic_npz
 from kiridashi_server.export.train_step_parity import relative_gap
 from kiridashi_server.export.train_step_variants import Variant
 
@@ -36,7 +37,7 @@ def step_times(subject: Subject, variant: Variant, pixels: int, rounds: int) -> 
             start = time.process_time()
             step(x, y, _RATE)
             times[name].append(time.process_time() - start)
-    return {name: 1e3 * float(np.median(values[_WARM:])) for name, values in times.items()}
+    return {f"{name}_ms": 1e3 * float(np.median(values[_WARM:])) for name, values in times.items()}
 
 
 def gradient_errors(subject: Subject, variant: Variant, pixels: int) -> dict[str, float]:
@@ -57,12 +58,12 @@ def gradient_errors(subject: Subject, variant: Variant, pixels: int) -> dict[str
 def peak_memory(subject: Subject, variant: Variant, pixels: int, scratch: Path) -> dict[str, int]:
     """Peak resident bytes of fresh processes that make three steps, and the device's estimate for ours."""
     names = variant.entry.parameters
-    np.savez(scratch / "values.npz", **{name: subject.values[name] for name in names})
+    deterministic_npz(scratch / "values.npz", {name: subject.values[name] for name in names})
     torch.save((subject.model, names), scratch / "model.pt")
     ours = _child("ours", subject.folder / variant.entry.graph, scratch / "values.npz", pixels)
     theirs = min(_child(form, scratch / "model.pt", scratch, pixels)["peak"] for form in ("torch", "channels_last"))
     estimate = ours["before"] + RUNTIME_BYTES + int(ALLOCATOR * variant.entry.peak_bytes)
-    return {"ours": ours["peak"], "torch": theirs, "estimate": estimate}
+    return {"ours_bytes": ours["peak"], "torch_bytes": theirs, "estimate_bytes": estimate}
 
 
 def installed_bytes(*distributions: str) -> int:

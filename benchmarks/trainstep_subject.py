@@ -55,10 +55,11 @@ class Subject:
 
 
 def half_plan(backbone: Backbone) -> Plan:
-    """The first half of every group's units, in eights."""
+    """The first half of every group's units: in eights, and where there are not many (heads) as it comes."""
+    halves = {group.name: -(-group.size // 2) for group in backbone.layout.groups}
+    steps = {name: _MULTIPLE if half >= _MULTIPLE else 1 for name, half in halves.items()}
     return Plan.of(
-        backbone.layout,
-        {group.name: range(-(-group.size // (2 * _MULTIPLE)) * _MULTIPLE) for group in backbone.layout.groups},
+        backbone.layout, {name: range(-(-half // steps[name]) * steps[name]) for name, half in halves.items()}
     )
 
 
@@ -93,7 +94,7 @@ class OnnxStep:
 
     def __init__(self, graph: Path, values: Mapping[str, FloatArray]) -> None:
         value = onnxruntime.OrtValue.ortvalue_from_numpy
-        self._session: Any = make_session(graph, 1)
+        self._session: Any = make_session(graph, 1, memory_pattern=False)
         self._value = value
         self._names = [*values, *(f"momentum.{name}" for name in values)]
         self._outputs = ["loss", *(f"new.{name}" for name in self._names)]
@@ -112,7 +113,7 @@ class TorchStep:
     """The same step in torch: the same parameters trained, all others frozen."""
 
     def __init__(self, model: Classifier, names: tuple[str, ...], memory_format: torch.memory_format) -> None:
-        model = model.requires_grad_(False).to(memory_format=memory_format)
+        model = model.requires_grad_(False).to(memory_format=memory_format)  # type: ignore[call-overload]
         known = dict(model.named_parameters())
         self.trained = [known[name].requires_grad_() for name in names]
         self._model, self._format = model, memory_format
@@ -125,7 +126,7 @@ class TorchStep:
         self._optimiser.zero_grad()
         labels = torch.from_numpy(y).to(self.trained[0].dtype)
         loss = torch.nn.functional.cross_entropy(self._model(images), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self._optimiser.step()
         return float(loss.detach())

@@ -212,7 +212,7 @@ def _tune(bundle: _Bundle, train: Samples, held: Samples, request: TuneRequest, 
     del features_model  # its memory is needed for the train step
     accuracy_head = float((predicted == held.labels).mean())
     variant, steps, choice = _iterate(bundle, train, start, request, thermostat)
-    changed = steps.values if variant != HEAD and not steps.diverged else {}
+    changed = {} if variant == HEAD or steps.diverged or steps.harmful else steps.values
     head = {name: start[name] for name in (spec.head_weight, spec.head_bias)}
     return _Tuned(head | changed, steps, variant, choice, accuracy_head)
 
@@ -315,6 +315,8 @@ def _report(tuned: _Tuned, judgement: Judgement, counts: tuple[int, int], second
     reason = judgement.reason
     if tuned.steps.diverged:
         reason += "; the iterations diverged, so only the head was changed"
+    elif tuned.steps.harmful:
+        reason += "; the iterations made the loss larger, so only the head was changed"
     return TuneReport(
         iterations=tuned.steps.iterations,
         seconds=seconds,

@@ -27,6 +27,8 @@ from kiridashi_agent.thermostat import Thermostat
 
 GAIN = 0.1
 OFFSET = 12.0
+HARM = 1.1
+"""How far the last losses may be above the first: batches differ a little."""
 TRIAL = 3
 """Iterations after which it is decided whether a size of the train step is quick enough."""
 
@@ -36,7 +38,8 @@ class StepsResult:
     """``values`` after the last iteration (with ``diverged`` unusable); the first and the last finite batch loss.
 
     ``bound`` is what ended it early: "time", "temperature", or nothing.
-    ``pace_s`` is the time of an iteration, the first one left out. ``too_slow``: given up after a few of them.
+    ``harmful``: the last losses are clearly above the first one, so the start was better. ``pace_s`` is the time of an
+    iteration, the first one left out. ``too_slow``: given up after a few of them.
     """
 
     values: dict[str, FloatArray]
@@ -47,6 +50,7 @@ class StepsResult:
     bound: str = ""
     pace_s: float = 0.0
     too_slow: bool = False
+    harmful: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def run_steps(
     import onnxruntime
 
     deadline = time.monotonic() + plan.max_seconds
-    session = make_session(plan.graph, plan.threads)
+    session = make_session(plan.graph, plan.threads, memory_pattern=False)
     value = onnxruntime.OrtValue.ortvalue_from_numpy
     trained = plan.variant.parameters
     names = [*trained, *(f"momentum.{name}" for name in trained)]
@@ -123,7 +127,9 @@ def run_steps(
     values = {name: np.array(state[name].numpy(), np.float32) for name in trained}
     seen = [loss for loss in losses if math.isfinite(loss)] or [0.0]
     diverged = not (math.isfinite(losses[-1]) and all(np.isfinite(array).all() for array in values.values()))
-    return StepsResult(values, len(losses), seen[0], seen[-1], diverged, bound, pace_of(times), too_slow)
+    return StepsResult(
+        values, len(losses), seen[0], seen[-1], diverged, bound, pace_of(times), too_slow, is_harmful(losses)
+    )
 
 
 def _bound(plan: StepsPlan, deadline: float) -> str:
@@ -131,6 +137,11 @@ def _bound(plan: StepsPlan, deadline: float) -> str:
     if plan.thermostat is not None and not plan.thermostat.may_go_on(deadline):
         return "temperature"
     return "time" if time.monotonic() > deadline else ""
+
+
+def is_harmful(losses: Sequence[float]) -> bool:
+    """Whether the mean of the last losses is more than a tenth above the first, which is that of the start."""
+    return len(losses) > TRIAL and float(np.mean(losses[-TRIAL:])) > HARM * losses[0]
 
 
 def pace_of(seconds: Sequence[float]) -> float:

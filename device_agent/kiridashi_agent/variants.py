@@ -14,10 +14,10 @@ from kiridashi.manifest import TrainSpec, TrainVariant
 from kiridashi.messages import VariantCost
 
 HEAD = "head"
-ALLOCATOR = 1.3
+ALLOCATOR = 1.5
 """What the runtime's allocator keeps, over what is alive at the same time."""
-RUNTIME_BYTES = 24 * MIB
-"""The runtime's own memory for one session, graph and kernels."""
+RUNTIME_BYTES = 20 * MIB
+"""The runtime's own memory for one session."""
 _MACS_PER_BYTE = 4
 """Multiply-accumulates in the time in which a processor reads or writes a byte of a large tensor."""
 

@@ -108,7 +108,7 @@ class Preprocessing(msgspec.Struct, frozen=True):
 class TrainVariant(msgspec.Struct, frozen=True):
     """One size of the train step: its graph, what it trains, and an estimate of what it costs.
 
-    ``peak_bytes`` is what the runtime needs at most for weights, momenta and activations together, beside the process
+    ``peak_bytes`` is what the runtime needs at most for weights, momenta, activations and the graph, beside the process
     itself. ``macs`` are multiply-accumulates of an iteration, ``moved_bytes`` what its other operators read and write.
     """
 

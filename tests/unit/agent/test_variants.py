@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from kiridashi.budget import MIB
 from kiridashi.manifest import TrainSpec, TrainVariant
-from kiridashi_agent.steps import pace_of
+from kiridashi_agent.steps import is_harmful, pace_of
 from kiridashi_agent.variants import ALLOCATOR, RUNTIME_BYTES, Choice, variants_of, work
 
 SMALL = TrainVariant("biases", "b.onnx", ("head.weight",), 0.01, 10 * MIB, 1000, 100)
@@ -60,3 +60,10 @@ def test_a_bundle_without_sizes_has_the_one_it_always_had() -> None:
 def test_the_first_iteration_does_not_count_for_the_pace() -> None:
     assert pace_of([9.0, 1.0, 3.0]) == 2.0
     assert pace_of([9.0]) == 9.0
+
+
+def test_iterations_that_end_well_above_their_start_do_harm() -> None:
+    assert is_harmful([1.0, 1.5, 2.0, 1.0, 2.0])
+    assert not is_harmful([1.0, 1.5, 1.2, 1.1, 0.9])
+    assert not is_harmful([1.0, 9.0, 9.0])  # too few to tell
+    assert not is_harmful([1.0, 2.0, float("nan"), 1.0, 1.0])  # that is divergence

@@ -53,7 +53,8 @@ def test_a_value_that_is_changed_in_place_and_read_elsewhere_is_left_alone() -> 
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             kept = self.conv(x)
-            return kept.relu_() + kept
+            changed: torch.Tensor = kept.relu_() + kept
+            return changed
 
     program = capture(Twice().eval(), torch.randn(2, 3, 4, 4))
     images = torch.randn(2, 3, 4, 4)
