@@ -44,13 +44,15 @@ def plant(tmp_path_factory):
         yield plant
 
 
+@pytest.mark.timeout(600)
 def test_a_lamp_that_fails_is_seen_by_the_agent_and_shown_by_the_server(plant) -> None:
     device = plant.enrol()
     make_bundle(plant.folder / "bundle")
     plant.publish(plant.folder / "bundle")
     config = device.state / "config.toml"
     text = config.read_text().replace("[lines.press-3]\n", "[lines.press-3]\nreference_frames = 200\n")
-    config.write_text(text + "\n[limits]\nwatch_every_s = 0.5\n" if "[limits]" not in text else text)
+    assert "[limits]" not in text
+    config.write_text(f"{text}\n[limits]\nwatch_every_s = 0.5\n")
     code, line = device.once()
     assert (code, line["phase"]) == (0, "active"), line
 
