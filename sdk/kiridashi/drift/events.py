@@ -49,7 +49,7 @@ class Event(msgspec.Struct, frozen=True):
 class EventSet(msgspec.Struct, frozen=True):
     """The events of one reference: of ``frames`` frames, whose medians are ``medians``.
 
-    ``named`` are the classes with events of their own, and ``shares`` how often each was the best.
+    ``named`` are the classes with events of their own (the first 32), and ``shares`` how often each was the best.
     """
 
     frames: int
@@ -70,7 +70,7 @@ def make_events(rows: Float64, best: NDArray[np.int64], labels: Sequence[str], d
     """
     n, classes = len(rows), len(labels)
     counts = np.bincount(best, minlength=classes)
-    named = tuple(sorted(int(c) for c in np.argsort(-counts, kind="stable")[:MAX_CLASSES]))
+    named = tuple(range(min(classes, MAX_CLASSES)))  # not the most frequent: chosen after looking, limits would be low
     groups = (*named, OTHER) if classes > len(named) else named
     each = delta / (len(NAMES) * 2 * (len(SHARES) + 1) + 2 * len(groups))
     ordered = np.sort(rows, axis=0)

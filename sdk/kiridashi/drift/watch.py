@@ -50,7 +50,7 @@ class WatchState(msgspec.Struct, frozen=True):
         tuned: the model was tuned here: the server does not know its outputs, and is asked about images only.
         sampled: rows seen so far.
         base: while learning, one row of so many is kept.
-        learning: these rows.
+        learning: these rows, and ``learnt`` how many of them are far enough apart, as last counted.
         stride: one row of so many is used, 0 while learning.
         held: the references that are watched.
         recent: the last rows that were used.
@@ -66,6 +66,7 @@ class WatchState(msgspec.Struct, frozen=True):
     sampled: int = 0
     base: int = 1
     learning: tuple[Row, ...] = ()
+    learnt: int = 0
     stride: int = 0
     held: dict[ReferenceName, Held] = {}
     recent: tuple[Row, ...] = ()
@@ -95,13 +96,10 @@ def advanced(state: WatchState, rows: Iterable[Row]) -> WatchState:
 
 def summary(state: WatchState) -> LineDrift:
     """What is told of the state."""
-    learnt = len(state.learning)
-    if state.stride:
-        learnt = state.held["line"].events.frames
     return LineDrift(
         phase="watching" if state.stride else "learning",
         model_digest=state.digest,
-        learnt=min(learnt, state.wanted),
+        learnt=min(state.learnt, state.wanted),
         wanted=state.wanted,
         stride=state.stride,
         sampled=state.sampled,
@@ -129,11 +127,12 @@ def _learnt(state: WatchState, rows: Sequence[Row]) -> WatchState:
     while len(kept) > _LEARNING_LIMIT * state.wanted:
         kept, base = kept[::2], 2 * base
     state = _replace(state, sampled=state.sampled + len(rows), base=base, learning=tuple(kept))
-    if len(kept) < state.wanted or not has_grown:
+    if not has_grown:
         return state
     lag = stride(*arrays(kept))
     reference = kept[::lag]
-    return state if len(reference) < state.wanted else _begun(state, reference, lag * base)
+    state = _replace(state, learnt=len(reference))
+    return state if state.learnt < state.wanted else _begun(state, reference, lag * base)
 
 
 def _begun(state: WatchState, reference: Sequence[Row], step: int) -> WatchState:
