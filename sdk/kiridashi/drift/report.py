@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -43,14 +43,17 @@ class Finding(msgspec.Struct, frozen=True):
     tested: int
     since_s: float
     at_s: float
-    examples: tuple[str, ...] = ()
+    examples: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_EXAMPLES)] = ()
 
     @property
     def text(self) -> str:
         """One line for people."""
-        against = "since the model became active" if self.reference == "line" else "than the server's samples"
+        if self.reference == "line":
+            against = f"since the model became active, {self.before:.3g} then, {self.now:.3g} now"
+        else:
+            against = f"than the server's samples, {self.before:.3g} there, {self.now:.3g} here"
         return (
-            f"{self.signal}: {self.statistic} {self.change} {against}, {self.before:.3g} then, {self.now:.3g} now; "
+            f"{self.signal}: {self.statistic} {self.change} {against}; "
             f"{self.share:.0%} of {self.frames} frames where at most {self.limit:.0%} were to be expected, "
             f"p {self.p_value:.1g}"
         )
@@ -74,4 +77,4 @@ class LineDrift(msgspec.Struct, frozen=True):
     wanted: int
     stride: int
     sampled: int
-    findings: tuple[Finding, ...] = ()
+    findings: Annotated[tuple[Finding, ...], msgspec.Meta(max_length=MAX_FINDINGS)] = ()
