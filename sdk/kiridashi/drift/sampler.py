@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_FILE = 128
 _WAITING_LIMIT = 4
+_NICE = 10
 _log = logging.getLogger(__name__)
 
 
@@ -89,6 +90,8 @@ class Sampler:
     def _work(self) -> None:
         from kiridashi.drift.statistics import NAMES, frame_statistics
 
+        # On Linux this is the thread's own priority: predictions go first on a device with one core.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         digest, due = "", time.monotonic() + self._write_every_s
         rows: list[Row] = []
         while True:
