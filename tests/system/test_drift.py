@@ -23,9 +23,10 @@ images = images[np.random.default_rng(6).permutation(len(images))]
 light = float(sys.argv[2])
 spool = Spool.open("press-3", sys.argv[1], SpoolLimits(sample_s=0.0, sample_write_s=0.2, free_disk_bytes=0))
 with LineModel.open("press-3", sys.argv[1], spool=spool) as model:
-    for image in images[:400]:
+    for number, image in enumerate(images[:400]):
         model.predict((image * light).astype(np.uint8))
-        time.sleep(0.005)
+        while spool.sampler.noted <= number:
+            time.sleep(0.001)
 spool.close()
 """
 

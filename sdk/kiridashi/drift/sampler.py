@@ -43,11 +43,15 @@ class Sampler:
         every_s: seconds between two samples.
         write_every_s: seconds between two files; a process that dies loses so much.
         free_disk_bytes: nothing is written when less is free.
+
+    Attributes:
+        noted: frames whose statistics were noted in this process.
+        error: why the last one that could not be was not.
     """
 
     def __init__(self, folder: RowFolder, every_s: float, write_every_s: float, free_disk_bytes: int) -> None:
         self.folder = folder
-        self.error = ""
+        self.noted, self.error = 0, ""
         self._every_s, self._write_every_s, self._free_disk_bytes = every_s, write_every_s, free_disk_bytes
         self._next = 0.0
         self._lock = threading.Lock()
@@ -106,6 +110,7 @@ class Sampler:
                 try:
                     numbers = frame_statistics(taken.frame, taken.values, taken.size).tolist()
                     rows.append(shortened(Row(taken.at_s, int(taken.values.argmax()), tuple(numbers))))
+                    self.noted += 1
                 except Exception as error:  # noqa: BLE001 - as in offer
                     self._note(f"a frame has no statistics: {error}")
 

@@ -115,7 +115,7 @@ class TestSampler:
         sampler = self.sampler(tmp_path)
         for n in range(3):
             sampler.offer(frame(60 + n), VALUES, "sha256:m", (16, 16))
-            time.sleep(0.02)
+        wait_for(lambda: sampler.noted == 3)
         sampler.close()
         found = self.rows(tmp_path)
         assert [row.best for row in found] == [1, 1, 1]
@@ -135,7 +135,6 @@ class TestSampler:
         sampler = self.sampler(tmp_path)
         for digest in ("sha256:m", "sha256:m", "sha256:n"):
             sampler.offer(frame(), VALUES, digest, (16, 16))
-            time.sleep(0.02)
         sampler.close()
         folder = RowFolder(tmp_path, "press-3")
         assert [(folder.read(name).digest, len(folder.read(name).rows)) for name in folder.names()] == [
@@ -147,9 +146,8 @@ class TestSampler:
         sampler = self.sampler(tmp_path)
         for bad in (None, np.zeros(3), np.zeros((4, 4, 3), np.float64)):
             sampler.offer(bad, VALUES, "sha256:m", (16, 16))
-            time.sleep(0.02)
         sampler.offer(frame(), np.array([np.nan], np.float32), "sha256:m", (16, 16))
-        time.sleep(0.02)
+        wait_for(sampler._waiting.empty)
         sampler.offer(frame(), VALUES, "sha256:m", (16, 16))
         sampler.close()
         assert len(self.rows(tmp_path)) == 1
