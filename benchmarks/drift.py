@@ -50,7 +50,9 @@ class Size:
     changes: int
 
 
-FULL = Size(tasks=2, frames=500, parts=60, nulls=30, null_frames=8_000, video_nulls=10, video_frames=200_000, changes=10)
+FULL = Size(
+    tasks=2, frames=500, parts=60, nulls=30, null_frames=8_000, video_nulls=10, video_frames=200_000, changes=10
+)
 QUICK = Size(tasks=1, frames=400, parts=40, nulls=20, null_frames=3_000, video_nulls=4, video_frames=120_000, changes=6)
 
 

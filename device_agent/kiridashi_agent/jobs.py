@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 from kiridashi import errors
-from kiridashi.budget import Measurement
+from kiridashi.budget import MIB, Measurement
 from kiridashi.drift.report import LineDrift
 from kiridashi.errors import ExitCode, KiridashiError
 from kiridashi.messages import AccuracyCheck, TuneReport
@@ -39,7 +39,7 @@ set itself is watched from outside.
 PROBE_LIMITS = Limits(seconds=120.0)
 MEASURE_LIMITS = Limits(seconds=120.0)
 TUNE_LIMITS = Limits(seconds=900.0)
-WATCH_LIMITS = Limits(seconds=120.0)
+WATCH_LIMITS = Limits(seconds=120.0, memory_bytes=192 * MIB)
 
 
 class AccuracyRequest(msgspec.Struct, frozen=True):
