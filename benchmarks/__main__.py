@@ -12,7 +12,7 @@ import benchmarks
 
 SHARED = frozenset(
     {
-        *("idle_agent", "line_bundles", "line_child", "line_overhead", "line_swaps"),
+        *("drift_cost", "drift_world", "idle_agent", "line_bundles", "line_child", "line_overhead", "line_swaps"),
         *("__main__", "cells", "equal_accuracy", "exports", "global_pruning", "knapsacks", "latency_budgets"),
         *(
             "latency_cuts",

@@ -26,6 +26,7 @@ from kiridashi_agent.profile_worker import ProfileWorker
 from kiridashi_agent.reporting import build_report
 from kiridashi_agent.transport import Transport
 from kiridashi_agent.tune_worker import TuneWorker
+from kiridashi_agent.watching import DriftWatcher
 from kiridashi_agent.wishes import adopted, imported
 
 _LOG = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Agent:
         profiles: works on a profile that the server asked for, while every line rests.
         stop: set by whoever wants the agent to end; a running job is ended then.
         tunings: tunes what serves when enough frames were named, while every line rests; without it nothing is.
+        watcher: watches the lines for drift while every line rests; without it nothing is watched.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Agent:
         profiles: ProfileWorker,
         stop: threading.Event,
         tunings: TuneWorker | None = None,
+        watcher: DriftWatcher | None = None,
     ) -> None:
         self._config = config
         self._transport = transport
@@ -64,6 +67,7 @@ class Agent:
         self._profiles = profiles
         self._stop = stop
         self._tunings = tunings
+        self._watcher = watcher
         self._published: Reported | None = None
         self._heard: Desired | None = None
         self._waiting: Desired | None = None
@@ -112,6 +116,8 @@ class Agent:
             self._profiles.go_on()
             if self._tunings is not None:
                 self._tunings.go_on()
+            if self._watcher is not None:
+                self._watcher.go_on()
         else:
             self._pause()
         self._publish()
@@ -141,6 +147,8 @@ class Agent:
 
     def _pause(self) -> None:
         """Interrupt what is done in idle hours only."""
+        if self._watcher is not None:
+            self._watcher.pause()
         if self._tunings is not None:
             self._tunings.pause()
         self._profiles.pause()

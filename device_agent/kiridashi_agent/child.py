@@ -25,6 +25,7 @@ MODULES = {
     "interleave": "kiridashi_agent.interleave",
     "tune": "kiridashi_agent.finetune",
     "survey": "kiridashi_agent.survey",
+    "watch": "kiridashi_agent.watch",
 }
 MAX_REQUEST_BYTES = 64 * 1024
 _STDIN = 0

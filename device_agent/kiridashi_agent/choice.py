@@ -53,10 +53,10 @@ def can_be_tuned(manifest: Manifest, artifact: Artifact) -> bool:
 
 
 def needed_files(manifest: Manifest, runnable: Sequence[Artifact], *, tune: bool) -> tuple[Artifact, ...]:
-    """What to fetch: the files that can run here, the probe, and for tuning the train step and what it changes."""
+    """What to fetch: what can run here, the probe, the drift reference, and for tuning the train step and its files."""
     names = {artifact.name for artifact in runnable}
     # The closed-form head is fitted on the features that the onnx-fp32 file gives, whatever is deployed.
-    kinds = {"probe", "train-step", "train-state", "onnx-fp32"} if tune else {"probe"}
+    kinds = {"probe", "drift-reference"} | ({"train-step", "train-state", "onnx-fp32"} if tune else set())
     return tuple(artifact for artifact in manifest.artifacts if artifact.name in names or artifact.kind in kinds)
 
 

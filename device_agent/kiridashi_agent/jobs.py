@@ -1,4 +1,4 @@
-"""What the agent has done by child processes: probing, measuring and tuning a bundle, and interleaving probes.
+"""What the agent has done by child processes: probing, measuring and tuning a bundle, interleaving, watching for drift.
 
 The resident agent stays small: this module imports neither numpy nor a runtime. Every function blocks until the child
 has ended (call it from a worker thread), and either returns the child's result or raises: the child's own
@@ -13,7 +13,8 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 from kiridashi import errors
-from kiridashi.budget import Measurement
+from kiridashi.budget import MIB, Measurement
+from kiridashi.drift.report import LineDrift
 from kiridashi.errors import ExitCode, KiridashiError
 from kiridashi.messages import AccuracyCheck, TuneReport
 from kiridashi.runtime.protocol import PREFERENCE, Provider
@@ -38,6 +39,7 @@ set itself is watched from outside.
 PROBE_LIMITS = Limits(seconds=120.0)
 MEASURE_LIMITS = Limits(seconds=120.0)
 TUNE_LIMITS = Limits(seconds=900.0)
+WATCH_LIMITS = Limits(seconds=120.0, memory_bytes=192 * MIB)
 
 
 class AccuracyRequest(msgspec.Struct, frozen=True):
@@ -207,7 +209,21 @@ class Survey(msgspec.Struct, frozen=True):
     shortage: str
 
 
-Result = TypeVar("Result", ProbeReport, AccuracyCheck, Measurement, Interleaved, TuneOutcome, Survey)
+class WatchRequest(msgspec.Struct, frozen=True):
+    """Move the drift watches of ``lines`` on; each with how many frames its own reference takes."""
+
+    state_dir: str
+    lines: dict[str, int]
+
+
+class WatchOutcome(msgspec.Struct, frozen=True):
+    """Where the watch of each line is, and for lines that could not be looked at, why."""
+
+    lines: dict[str, LineDrift]
+    failed: dict[str, str] = {}
+
+
+Result = TypeVar("Result", ProbeReport, AccuracyCheck, Measurement, Interleaved, TuneOutcome, Survey, WatchOutcome)
 
 
 def probe(request: ProbeRequest, limits: Limits = PROBE_LIMITS) -> ProbeReport:
@@ -298,9 +314,18 @@ def survey(request: TuneRequest, limits: Limits = TUNE_LIMITS) -> Survey:
     return _run("survey", request, Survey, limits, f"reading the samples of line {request.line}")
 
 
+def watch(request: WatchRequest, limits: Limits = WATCH_LIMITS) -> WatchOutcome:
+    """Take what the lines have noted and hold it against their references.
+
+    Raises:
+        JobError: the child crashed, hung or reached its memory limit; what it had not written is done next time.
+    """
+    return _run("watch", request, WatchOutcome, limits, "the drift watch", nice=TUNE_NICE)
+
+
 def _run(
     job: str,
-    request: ProbeRequest | AccuracyRequest | MeasureRequest | InterleaveRequest | TuneRequest,
+    request: ProbeRequest | AccuracyRequest | MeasureRequest | InterleaveRequest | TuneRequest | WatchRequest,
     result: type[Result],
     limits: Limits,
     subject: str,

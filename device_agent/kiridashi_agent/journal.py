@@ -1,8 +1,8 @@
 """What the agent knows of its lines, durable before it acts on it.
 
-One small file per line and one for its last tuning, one for a profile that was asked for, and one for the device, each
-replaced as a whole. A file that cannot be read is set aside and the line starts from ``idle``: the active slot is not
-touched by that, so the old model keeps serving.
+One small file per line, one for its last tuning and one for its drift watch, one for a profile that was asked for, and
+one for the device, each replaced as a whole. A file that cannot be read is set aside and the line starts from ``idle``:
+the active slot is not touched by that, so the old model keeps serving.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 import msgspec
 from kiridashi.artifacts import write_atomic
 from kiridashi.budget import Measurement
+from kiridashi.drift.report import LineDrift
 from kiridashi.errors import StateError
 from kiridashi.messages import ErrorReport, LineState, ProbesState, TuneReport, check_name
 from kiridashi.slots import Slot
@@ -24,6 +25,7 @@ from kiridashi.slots import Slot
 _LOG = logging.getLogger(__name__)
 _DEVICE = "device.json"
 _PROFILE = "profile.json"
+_DRIFT = ".drift.json"
 MAX_ATTEMPTS = 3
 """How often an action is started that never ends: after that it is given up."""
 
@@ -102,7 +104,7 @@ class DeviceRecord(msgspec.Struct, frozen=True):
     generation: int = 0
 
 
-_Record = TypeVar("_Record", LineRecord, ProfileRecord, TuneRecord, DeviceRecord)
+_Record = TypeVar("_Record", LineRecord, ProfileRecord, TuneRecord, DeviceRecord, LineDrift)
 
 
 class Journal:
@@ -142,6 +144,20 @@ class Journal:
     def write_tuning(self, line: str, record: TuneRecord) -> None:
         """Make a tuning's record durable."""
         write_atomic(self._tune_file(line), msgspec.json.encode(record, order="sorted"), mode=0o600)
+
+    def drift(self) -> dict[str, LineDrift]:
+        """What the watch last said of every line that is watched."""
+        paths = sorted(self._folder.glob(f"*{_DRIFT}"))
+        found = {path.name.removesuffix(_DRIFT): self._read(path, LineDrift) for path in paths}
+        return {line: drift for line, drift in found.items() if drift is not None}
+
+    def write_drift(self, line: str, drift: LineDrift | None) -> None:
+        """Make what the watch says of a line durable; ``None`` takes it away."""
+        path = self._folder / f"{check_name(line, 'line')}{_DRIFT}"
+        if drift is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_atomic(path, msgspec.json.encode(drift, order="sorted"), mode=0o600)
 
     def device(self) -> DeviceRecord:
         """The device's record; a fresh one when there is none or it cannot be read."""

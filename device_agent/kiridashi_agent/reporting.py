@@ -27,7 +27,7 @@ HEAVY_MODULES = (
 
 
 def build_report(device: str, lines: Collection[str], journal: Journal) -> Reported:
-    """The report of ``device``: every configured line, every line that the journal knows, and the profile."""
+    """The report of ``device``: every configured line, every line that the journal knows, the profile, and drift."""
     states = {line: LineState(phase="idle") for line in lines}
     states |= {line: record.state for line, record in journal.lines().items()}
     profile = journal.profile()
@@ -39,4 +39,5 @@ def build_report(device: str, lines: Collection[str], journal: Journal) -> Repor
         idle_rss_bytes=resident_bytes(),
         modules_forbidden_loaded=tuple(name for name in HEAVY_MODULES if name in sys.modules),
         probes=profile.state if profile else None,
+        drift=journal.drift(),
     )

@@ -56,6 +56,8 @@ class LineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``tune_seconds`` bounds the iterations of one tuning.
     ``max_accuracy_drop`` is the share of frames that a smaller file may lose against the float file; 1 allows any loss.
     ``providers`` are what may compute the model, best first; a runtime takes the first that it has.
+    ``watch`` has the line watched for drift; its reference takes ``reference_frames`` frames that tell of one another
+    no more.
     """
 
     samples: Path | None = None
@@ -67,6 +69,8 @@ class LineSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tune_seconds: Seconds = 300.0
     max_accuracy_drop: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
     providers: Annotated[tuple[Provider, ...], msgspec.Meta(min_length=1)] = PREFERENCE
+    watch: bool = True
+    reference_frames: Annotated[int, msgspec.Meta(ge=100, le=1000)] = 400
 
 
 class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +85,7 @@ class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
     retry_wait_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 15.0
     job_timeout_s: Seconds = 900.0
+    watch_every_s: Seconds = 600.0
     window: Annotated[int, msgspec.Meta(ge=1, le=32)] = 4
     free_disk_mib: Annotated[int, msgspec.Meta(ge=0)] = 16
     tune_memory_mib: Annotated[int, msgspec.Meta(ge=0)] = 0

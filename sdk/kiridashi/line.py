@@ -159,9 +159,11 @@ class LineModel:
         """
         if time.monotonic() >= self._next_look:
             self._look()
-        prediction = self._current().predict(frames)
+        serving = self._current()
+        prediction = serving.predict(frames)
         if self.spool is not None:
-            _offer(self.spool, frames, prediction)
+            size = serving.manifest.preprocessing
+            _offer(self.spool, frames, prediction, (size.height, size.width))
         return prediction
 
     def predict_async(self, frames: Frames) -> Future[Prediction]:
@@ -278,14 +280,16 @@ class LineModel:
             self.swap_error = error
 
 
-def _offer(spool: Spool, frames: Frames, prediction: Prediction) -> None:
+def _offer(spool: Spool, frames: Frames, prediction: Prediction, size: tuple[int, int]) -> None:
     """Each frame with its own values, also those of a batch: a request to the line server always is one."""
     digest, labels = prediction.model_digest, prediction.labels
     if prediction.values.ndim == 1:
         spool.offer(frames, prediction.values, digest, labels)  # type: ignore[arg-type]
+        spool.sampler.offer(frames, prediction.values, digest, size)  # type: ignore[arg-type]
         return
     for frame, values in zip(frames, prediction.values, strict=False):  # nothing may fail for the spool's sake
         spool.offer(frame, values, digest, labels)
+        spool.sampler.offer(frame, values, digest, size)
 
 
 def _copied(frames: Frames) -> Frames:

@@ -33,6 +33,7 @@ ArtifactKind = Literal[
     "train-step",
     "train-state",
     "probe",
+    "drift-reference",
 ]
 VariantName = Literal["biases", "last-blocks", "all"]
 """How much the iterations train: biases of the last blocks, all weights of the last blocks, or everything; with each

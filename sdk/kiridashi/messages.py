@@ -1,4 +1,4 @@
-"""The wire protocol: MQTT topics and message bodies, version 1.1.
+"""The wire protocol: MQTT topics and message bodies, version 1.2.
 
 Everything that crosses the broker is defined here, for both sides. ``desired`` and ``state`` are retained JSON;
 requests go to ``rpc`` as JSON, replies come to ``rx`` as raw bytes with the request's correlation data and a user
@@ -6,7 +6,7 @@ property ``status``. A reply's topic is derived from the request's topic, which 
 the device certificate; it is never taken from the payload.
 
 Version 1.1 added the profiles: ``Desired.probes``, ``Reported.probes`` and the request ``report``. A side that speaks
-1.0 ignores the fields and never makes the request.
+1.0 ignores the fields and never makes the request. Version 1.2 added ``Reported.drift``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Literal, TypeVar
 import msgspec
 
 from kiridashi.budget import Measurement, Verdict
+from kiridashi.drift.report import LineDrift
 from kiridashi.errors import InputError
 
-PROTOCOL = "1.1"
+PROTOCOL = "1.2"
 PREFIX = "kiri/v1"
 RPC_FILTER = f"{PREFIX}/d/+/rpc"
 STATE_FILTER = f"{PREFIX}/d/+/state"
@@ -293,7 +294,10 @@ class ProbesState(msgspec.Struct, frozen=True):
 
 
 class Reported(msgspec.Struct, frozen=True):
-    """What the device says is true; the server reconciles by ``generation``. ``probes`` is 1.1."""
+    """What the device says is true; the server reconciles by ``generation``.
+
+    ``probes`` is 1.1. ``drift`` is 1.2: the watch of each line that is watched.
+    """
 
     device: str
     generation: int
@@ -303,6 +307,7 @@ class Reported(msgspec.Struct, frozen=True):
     modules_forbidden_loaded: tuple[str, ...] = ()
     protocol: str = PROTOCOL
     probes: ProbesState | None = None
+    drift: dict[str, LineDrift] = {}
 
 
 class Request(msgspec.Struct, frozen=True):

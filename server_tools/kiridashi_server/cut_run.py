@@ -25,6 +25,7 @@ from kiridashi_server.budget.solver import plan_cut
 from kiridashi_server.classifier import Classifier
 from kiridashi_server.compose.stack import ScoreStack
 from kiridashi_server.export.artifacts import ALL_KINDS, ExportSettings
+from kiridashi_server.export.drift_reference import first_of_each
 from kiridashi_server.graph.cut import load_cut, save_cut
 from kiridashi_server.graph.plan import Plan
 from kiridashi_server.pipeline import (
@@ -316,6 +317,7 @@ class CutRun:
                 self.budget,
                 explanation=self.explanation,
                 settings=ExportSettings(kinds=request.kinds),
+                independent=first_of_each(request.calibration.sources),
             )
             done = export_bundle(self.model(), request.backbone, self.plan, request.calibration.images, spec, folder)
             files = tuple(

@@ -35,6 +35,7 @@ from kiridashi_server.compose.composition import Composition, compose
 from kiridashi_server.compose.stack import ScoreStack
 from kiridashi_server.export.artifacts import ExportResult, ExportSettings, export_artifacts
 from kiridashi_server.export.bundle import BundleFile, write_bundle
+from kiridashi_server.export.drift_reference import drift_reference
 from kiridashi_server.export.npz import deterministic_npz
 from kiridashi_server.export.train_step_parameters import HEAD_PARAMETERS
 from kiridashi_server.export.train_step_parity import StepParity
@@ -103,6 +104,7 @@ class BundleSpec:
         explanation: why this mask, in words.
         tune: local tuning.
         settings: which artifacts, and what is good enough.
+        independent: which calibration images do not repeat each other, for the drift reference; all without it.
     """
 
     release: Release
@@ -110,6 +112,7 @@ class BundleSpec:
     explanation: str = ""
     tune: TuneSettings = field(default_factory=TuneSettings)
     settings: ExportSettings | None = None
+    independent: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -224,7 +227,7 @@ def export_bundle(
         model: the recovered classifier.
         backbone: what it was cut from.
         plan: how.
-        calibration: uint8 [n, H, W, 3]: for parity, int8 ranges and the probe.
+        calibration: uint8 [n, H, W, 3]: for parity, int8 ranges, the probe and the drift reference.
         spec: what the manifest says besides, and what is exported.
         folder: work folder; files that are not in the bundle stay beside it.
 
@@ -242,7 +245,9 @@ def export_bundle(
         step = StepSettings(backbone.input_size, (), spec.tune.batch, spec.tune.clip_norm, spec.tune.momentum)
         rate, wanted = spec.tune.learning_rate, spec.tune.variants
         variants = export_variants(folded, step, wanted, rate, weights, result.folder)
-    files = [*result.files, *(variant.file for variant in variants)]
+    chosen = slice(None) if spec.independent is None else list(spec.independent)
+    reference = drift_reference(calibration[chosen], result.logits[chosen], folder)
+    files = [*result.files, reference, *(variant.file for variant in variants)]
     train = None
     if variants:
         state = folder / "train-state.npz"

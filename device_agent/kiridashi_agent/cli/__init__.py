@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from kiridashi import command
 
-_MODULES = ("enroll", "run", "import", "measure", "predict", "label", "tune", "undo", "status", "doctor")
+_MODULES = ("enroll", "run", "import", "measure", "predict", "label", "tune", "drift", "undo", "status", "doctor")
 _FILES = {"import": "usb"}  # a word of the language's own cannot name a module
 
 

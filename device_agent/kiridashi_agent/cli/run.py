@@ -30,6 +30,7 @@ from kiridashi_agent.profiling import measure_probes
 from kiridashi_agent.retune import LineTuner
 from kiridashi_agent.service import ServiceManager, StopSignal
 from kiridashi_agent.tune_worker import TuneWorker
+from kiridashi_agent.watching import DriftWatcher
 
 AGENT_LOCK = "agent"
 QUIET_S = 2.0
@@ -55,7 +56,8 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         actions = Actions(config, transport, trust, jobs, stop)
         profiles = ProfileWorker(ProfileTask(config, transport, trust, journal, measure_probes))
         tunings = TuneWorker(config, journal, LineTuner(config, journal, trust, jobs))
-        agent = Agent(config, transport, journal, actions, profiles, stop, tunings)
+        watcher = DriftWatcher(config, journal, jobs.watch, transport.publish_event)
+        agent = Agent(config, transport, journal, actions, profiles, stop, tunings, watcher)
         transport.start()
         manager.tell(READY="1", STATUS=status_line(journal))
         try:

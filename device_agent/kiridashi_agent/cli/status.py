@@ -23,6 +23,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     states = {line: LineState(phase="idle") for line in config.lines}
     states |= {line: record.state for line, record in journal.lines().items()}
     generation = journal.device().generation
+    watches = journal.drift()
     rows = [f"device {config.device.id}, agent {kiridashi.__version__}, generation {generation}"]
     data = {}
     for line, state in sorted(states.items()):
@@ -35,6 +36,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
             "spool": msgspec.to_builtins(spool),
             "kept": kept,
             "tuning": msgspec.to_builtins(journal.tuning(line)),
+            "drift": msgspec.to_builtins(watches.get(line)),
         }
         rows.append(f"{line}: {state.phase}, target {state.target or 'none'}, serves {_serving(active)}")
         if state.error is not None:
@@ -46,6 +48,8 @@ def _run(arguments: argparse.Namespace) -> Outcome:
             rows.append(f"  frames: {spool}")
         if kept:
             rows.append(f"  kept for tuning: {', '.join(f'{label} {count}' for label, count in kept.items())}")
+        if line in watches and watches[line].findings:
+            rows += [f"  drift: {finding.text}" for finding in watches[line].findings]
     profile = journal.profile()
     if profile is not None:
         measured = f", {profile.state.done} of {profile.state.total} steps" if profile.state.total else ""

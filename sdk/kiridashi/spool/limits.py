@@ -24,6 +24,8 @@ class SpoolLimits(msgspec.Struct, frozen=True):
         rest_s: after a write failed, nothing is tried for so long.
         free_disk_bytes: always left free on the disk.
         fading_s: running time after which a frame's rank has fallen by 1.
+        sample_s: seconds between two frames whose statistics are noted for the drift watch.
+        sample_write_s: seconds between two files of statistics.
     """
 
     frames: int = 512
@@ -34,6 +36,8 @@ class SpoolLimits(msgspec.Struct, frozen=True):
     rest_s: float = 30.0
     free_disk_bytes: int = 32 * _MIB
     fading_s: float = 7 * 24 * 3600.0
+    sample_s: float = 2.0
+    sample_write_s: float = 60.0
 
 
 def displaced(places: Sequence[Place], size: int, kind: Kind, limits: SpoolLimits) -> list[Place]:

@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kiridashi.drift.rows import RowFolder
+from kiridashi.drift.sampler import Sampler
 from kiridashi.slots import default_state_dir
 from kiridashi.spool.entries import (
     MAX_PIXEL_BYTES,
@@ -76,11 +78,13 @@ class Spool:
     """Offers frames of one line to be kept. Make it with :meth:`open`; it may be used from several threads.
 
     The folder is made, filled and cleaned by a thread that starts with the first frame worth keeping. ``seed`` fixes
-    the random draw.
+    the random draw. Beside the frames, ``sampler`` notes statistics of some of them for the drift watch.
     """
 
     def __init__(self, folder: SpoolFolder, limits: SpoolLimits, seed: int | None = None) -> None:
         self.folder, self.limits = folder, limits
+        rows = RowFolder(folder.root.parent.parent, folder.line)
+        self.sampler = Sampler(rows, limits.sample_s, limits.sample_write_s, limits.free_disk_bytes)
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self._waiting: dict[Kind, _Candidate] = {}
@@ -129,6 +133,7 @@ class Spool:
         thread = self._thread
         if thread is not None:
             thread.join(timeout_s)
+        self.sampler.close(timeout_s)
 
     def _begin(self) -> float:
         """The running time to go on from, seconds."""

@@ -133,6 +133,7 @@ def _show(arguments: argparse.Namespace) -> Outcome:
         "sent_generation": device.sent_generation,
         "reported": reported,
         "reported_at": device.reported_at,
+        "drift": _drift(device),
         "events": [asdict(event) for event in events],
     }
     lines = [f"{device.name}: {data['connection']}, desired generation {device.generation}"]
@@ -140,6 +141,7 @@ def _show(arguments: argparse.Namespace) -> Outcome:
         f"  {name}: {line['phase']}, version {line['version']}, wanted {line['wanted']}"
         for name, line in data["lines"].items()
     ]
+    lines += [f"  drift on {row['line']}: {row['text']}" for row in data["drift"]]
     lines += [f"  {event.at}  {event.kind}  {event.payload}" for event in events]
     return Outcome(data, "\n".join(lines))
 
@@ -163,6 +165,16 @@ def _export(arguments: argparse.Namespace) -> Outcome:
         f"next, on the device: kiridashi-agent import {arguments.output.name}"
     )
     return Outcome(msgspec.to_builtins(index) | {"output": str(arguments.output)}, text)
+
+
+def _drift(device: Any) -> list[dict[str, Any]]:
+    """What the device's drift watches have found, as it last reported."""
+    watches = device.reported.drift if device.reported else {}
+    return [
+        {"line": line, "text": finding.text, **msgspec.to_builtins(finding)}
+        for line, watch in sorted(watches.items())
+        for finding in watch.findings
+    ]
 
 
 def _rotate_root(arguments: argparse.Namespace) -> Outcome:

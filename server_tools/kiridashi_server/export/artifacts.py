@@ -80,6 +80,7 @@ class ExportResult:
         recipes: how the int8 ONNX file was quantised, if there is one.
         seconds: wall time per kind, its parity check included; conversions run side by side.
         probe: inputs and outputs for the bundle.
+        logits: the model's on the calibration images, float32 [n, classes].
     """
 
     folder: Path
@@ -89,6 +90,7 @@ class ExportResult:
     recipes: Mapping[str, str]
     seconds: Mapping[str, float]
     probe: Probe
+    logits: Float32
 
     @property
     def files(self) -> tuple[BundleFile, ...]:
@@ -197,6 +199,7 @@ class _Work:
                 self.calibration.images[:count],
                 {FILE_NAMES[kind]: self.logits[kind][:count] for kind in wanted},
             ),
+            logits=self.calibration.logits,
         )
 
     def _wants(self, family: str) -> bool:
