@@ -89,7 +89,15 @@ def test_a_damaged_file_that_does_not_serve_harms_no_update(faults: FaultPlace, 
     assert line.digests == [before, told["model_digest"]]
 
 
-@pytest.mark.parametrize("damage", ["cut off", "empty", "of another version", "a folder"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "empty",
+        "a folder",
+        pytest.param("cut off", marks=pytest.mark.slow),
+        pytest.param("of another version", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_journal(device: FaultyDevice, damage: str) -> None:
     before, path = device.digest(), device.state / "journal" / f"{LINE}.line.json"
     data = path.read_bytes()
