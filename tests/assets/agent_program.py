@@ -32,7 +32,7 @@ class AgentProgram:
             DeviceSection("cam-1", self.state),
             BrokerSection("127.0.0.1", self.port),
             {"press-3": LineSection(**line)},
-            LimitsSection(retry_wait_s=0.5, job_timeout_s=job_timeout_s),
+            LimitsSection(min(10.0, job_timeout_s), 0.5, job_timeout_s),
         )
         (self.state / "config.toml").write_text(render_config(config))
 
