@@ -55,6 +55,11 @@ has_chromium() { command -v chromium || command -v chromium-browser || command -
   exit 2
 }
 
+[ "$extra" != dev ] || command -v qemu-aarch64-static >/dev/null || apt_install qemu-user-static \
+  || say "qemu-user-static could not be installed; the test on arm64 will be skipped"
+[ "$extra" != dev ] || command -v cc >/dev/null || command -v gcc >/dev/null || apt_install gcc libc6-dev \
+  || say "a C compiler could not be installed; some tests of faults will be skipped"
+
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 index=()
 [ -z "${TORCH_INDEX:-}" ] || index=(--extra-index-url "$TORCH_INDEX")

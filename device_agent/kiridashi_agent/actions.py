@@ -30,7 +30,7 @@ from kiridashi_agent.choice import (
     nearest,
     needed_files,
 )
-from kiridashi_agent.download import check_room, chunk_places, download
+from kiridashi_agent.download import Place, check_room, chunk_places, download
 from kiridashi_agent.journal import LineRecord
 from kiridashi_agent.lifecycle import Action, Event
 from kiridashi_agent.metadata import ClockError, TrustStore
@@ -117,6 +117,10 @@ class Actions:
         except (StateError, OSError) as error:
             _LOG.warning("line=%s the refused target's files stay: %s", line, error)
 
+    def check_seal(self, tuned: Path, artifact: str, parent: str, digest: str) -> None:
+        """Check a tuned file; arguments and errors as :func:`kiridashi.trust.check_tuned`."""
+        self._trust.check_seal(self._state, tuned, artifact, parent, digest)
+
     def _fetch(self, line: str, record: LineRecord) -> Result:
         manifest = self._trust.fetch_manifest(self._transport, line, record.state.target)
         candidates(manifest, self._runtimes(), self._line(line).runtime)  # none at all: refused before any download
@@ -134,12 +138,7 @@ class Actions:
         files = needed_files(manifest, runnable, tune=can_tune)
         keep_free = self._config.limits.free_disk_mib * MIB
         folder = _prepared(slots, slot, manifest, sum(file.bytes for file in files), keep_free)
-        active = slots.active()
-        elsewhere = {}
-        if active is not None:
-            donor = slots.folder(active.slot)
-            elsewhere = chunk_places(donor, decode_manifest((donor / MANIFEST_NAME).read_bytes(), str(donor)))
-        delivery = download(self._transport, folder, files, elsewhere=elsewhere, keep_free_bytes=keep_free)
+        delivery = download(self._transport, folder, files, elsewhere=_donated(slots), keep_free_bytes=keep_free)
         return "downloaded", _replace(record, state=_replace(record.state, delivery=delivery, error=None))
 
     def _probe(self, line: str, record: LineRecord) -> Result:
@@ -204,8 +203,7 @@ class Actions:
         artifact = manifest.artifact(record.chosen)
         check_file(folder / artifact.name, artifact)
         if record.tuned_digest:
-            tuned = folder / TUNED_NAME
-            self._trust.check_seal(self._state, tuned, artifact.name, manifest.digest, record.tuned_digest)
+            self.check_seal(folder / TUNED_NAME, artifact.name, manifest.digest, record.tuned_digest)
         return "validated", record
 
     def _activate(self, line: str, record: LineRecord) -> Result:
@@ -216,6 +214,7 @@ class Actions:
         active = Active(_slot(record), record.chosen, digest, tuned, section.providers, section.threads)
         slots.activate(active)
         (slots.root / INCOMING_NAME).unlink(missing_ok=True)
+        slots.sweep()
         return "activated", with_active(record, active)
 
     def _line(self, line: str) -> LineSection:
@@ -274,6 +273,19 @@ def _prepared(slots: LineSlots, slot: Slot, manifest: Manifest, needed_bytes: in
     folder = slots.prepare(slot)
     write_atomic(folder / MANIFEST_NAME, manifest.encode())
     return folder
+
+
+def _donated(slots: LineSlots) -> dict[str, Place]:
+    """Where the chunks of the active bundle lie; nowhere if its manifest was damaged."""
+    active = slots.active()
+    if active is None:
+        return {}
+    donor = slots.folder(active.slot)
+    try:
+        return chunk_places(donor, decode_manifest((donor / MANIFEST_NAME).read_bytes(), str(donor)))
+    except (KiridashiError, OSError) as error:
+        _LOG.warning("line=%s nothing is copied from the active slot: %s", slots.line, error)
+        return {}
 
 
 def _holds_incoming(slots: LineSlots, slot: Slot) -> bool:

@@ -13,14 +13,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import msgspec
+from kiridashi.artifacts import sweep
 from kiridashi.config import Config
-from kiridashi.errors import NetworkError, StateError
-from kiridashi.messages import Desired, LineDesired, LineState, Reported
+from kiridashi.errors import ExitCode, KiridashiError, NetworkError, StateError
+from kiridashi.messages import Desired, ErrorReport, LineDesired, LineState, Reported
+from kiridashi.slots import LineSlots
 
 from kiridashi_agent.actions import Actions, with_error
+from kiridashi_agent.inspection import inspected
 from kiridashi_agent.journal import MAX_ATTEMPTS, DeviceRecord, Journal, LineRecord
 from kiridashi_agent.lifecycle import RESTING, Action, Event, advance, resume
 from kiridashi_agent.logs import RateLimited
+from kiridashi_agent.metadata import PINNED_ROOT
 from kiridashi_agent.process import JobCancelledError
 from kiridashi_agent.profile_worker import ProfileWorker
 from kiridashi_agent.reporting import build_report
@@ -31,7 +35,10 @@ from kiridashi_agent.wishes import adopted, imported
 
 _LOG = logging.getLogger(__name__)
 TICK_S = 1.0
+INSPECT_EVERY_S = 24 * 3600.0
+INSPECT_AGAIN_S = 60.0
 _UNCOUNTED: frozenset[Action] = frozenset({"fetch", "download"})
+_WISH, _DEVICE = "a wish", "the device"  # no line can be called that
 _replace = msgspec.structs.replace
 
 
@@ -74,6 +81,8 @@ class Agent:
         self._held: set[str] = set()
         self._retry_at: dict[str, float] = {}
         self._quiet = RateLimited(_LOG, every_s=60.0)
+        self._inspect_at = 0.0
+        self._troubles: dict[str, ErrorReport] = {}
 
     def run(self) -> None:
         """Work until ``stop`` is set."""
@@ -92,6 +101,7 @@ class Agent:
 
         Raises:
             NetworkError: the server's wish was not heard, or a line could not go on, within the time.
+            StateError: the same, because the disk cannot be written to.
         """
         before = self._journal.lines()
         deadline = time.monotonic() + timeout_s
@@ -111,18 +121,21 @@ class Agent:
 
     def tick(self, wait_s: float) -> None:
         """Take a new wish if there is one within ``wait_s``, then work on what is due, and report changes."""
+        if time.monotonic() >= self._inspect_at:
+            self._inspect()
         self._listen(0.0 if self._due() else wait_s)
-        if self._rests() and self._waiting is None:  # a tuning has its line's lock, and a wish needs it
-            self._profiles.go_on()
-            if self._tunings is not None:
-                self._tunings.go_on()
-            if self._watcher is not None:
-                self._watcher.go_on()
-        else:
-            self._pause()
+        with self._enduring(_DEVICE):
+            if self._rests() and self._waiting is None:  # a tuning has its line's lock, and a wish needs it
+                self._profiles.go_on()
+                if self._tunings is not None:
+                    self._tunings.go_on()
+                if self._watcher is not None:
+                    self._watcher.go_on()
+            else:
+                self._pause()
         self._publish()
         for line in self._due():
-            with self._holding(line) as held:
+            with self._enduring(line), self._holding(line) as held:
                 if held:
                     self._work(line)
                 else:
@@ -153,6 +166,48 @@ class Agent:
             self._tunings.pause()
         self._profiles.pause()
 
+    def _inspect(self) -> None:
+        """Look whether every resting line still has what it serves, and clear away what killed processes left."""
+        self._inspect_at = time.monotonic() + INSPECT_EVERY_S
+        with self._enduring(_DEVICE):
+            self._pause()
+            self._journal.sweep()
+            sweep(self._config.device.state_dir / PINNED_ROOT.parent)
+        for line in self._config.lines:
+            with self._enduring(line), self._holding(line) as held:
+                if held:
+                    self._inspect_line(line)
+                else:
+                    self._inspect_at = time.monotonic() + INSPECT_AGAIN_S
+
+    def _inspect_line(self, line: str) -> None:
+        record, slots = self._journal.line(line), LineSlots(self._config.device.state_dir, line)
+        self._journal.sweep(line)
+        slots.sweep()
+        if record.state.phase not in RESTING:
+            return
+        if record.state.phase == "rejected":
+            self._actions.discard(line, record)
+        told = inspected(record, slots, self._config.lines[line], self._actions.check_seal)
+        if told is not record:
+            self._journal.write_line(line, told)
+            self._tell(line, told)
+            self._publish()
+
+    @contextmanager
+    def _enduring(self, line: str) -> Iterator[None]:
+        """A disk that cannot be written to does not end the agent: the line waits, and the report says why."""
+        try:
+            yield
+        except OSError as error:
+            self._retry_at[line] = time.monotonic() + self._config.limits.retry_wait_s
+            trouble = ErrorReport(StateError.__name__, ExitCode.STATE, f"the agent waits for its disk: {error}")
+            if self._troubles.get(line) != trouble:
+                _LOG.error("%s: %s", line, trouble.message)
+            self._troubles[line] = trouble
+        else:
+            self._troubles.pop(line, None)
+
     def _wait_for_news(self, before: Mapping[str, LineRecord], quiet_s: float) -> None:
         """Go on for ``quiet_s`` or until a line is no longer as ``before``; the same wish may come more than once."""
         deadline = time.monotonic() + quiet_s
@@ -166,8 +221,11 @@ class Agent:
         desired = self._transport.next_desired(wait_s)
         if desired is not None:
             self._heard = self._waiting = desired
-        if self._waiting is not None and self._adopt(self._waiting):
-            self._waiting = None
+            self._retry_at.pop(_WISH, None)
+        if self._waiting is not None and self._retry_at.get(_WISH, 0.0) <= time.monotonic():
+            with self._enduring(_WISH):
+                if self._adopt(self._waiting):
+                    self._waiting = None
 
     def _adopt(self, desired: Desired) -> bool:
         """Make the wish durable, line by line, before the generation says that it was taken.
@@ -278,7 +336,11 @@ class Agent:
             _LOG.warning("the event was not sent: %s", error)
 
     def _report(self) -> Reported:
-        return build_report(self._config.device.id, self._config.lines, self._journal)
+        report = build_report(self._config.device.id, self._config.lines, self._journal)
+        trouble = next(iter(self._troubles.values()), None)  # not in the journal: that cannot be written
+        if trouble is None:
+            return report
+        return _replace(report, lines={line: _replace(state, error=trouble) for line, state in report.lines.items()})
 
     def _publish(self) -> None:
         report = self._report()
@@ -293,12 +355,18 @@ class Agent:
             except NetworkError as error:
                 _LOG.error("the state was not sent: %s", error)
 
-    def _not_settled(self, timeout_s: float) -> NetworkError:
+    def _not_settled(self, timeout_s: float) -> KiridashiError:
         if self._heard is None:
             return NetworkError(
                 f"no desired state for device '{self._config.device.id}' came within {timeout_s:g} s",
                 why="the server has not published one, or is not connected to this broker",
                 next_step="check that a version is wanted for this device's line (kiridashi line list)",
+            )
+        for trouble in self._troubles.values():
+            return StateError(
+                f"the desired state was not reached within {timeout_s:g} s",
+                why=trouble.message,
+                next_step="make room on the disk (kiridashi-agent doctor); the agent goes on where it stopped",
             )
         waiting = {line: record for line, record in self._journal.lines().items() if record.state.phase not in RESTING}
         text = "; ".join(f"{line} is {r.state.phase}: {_error_text(r)}" for line, r in waiting.items())

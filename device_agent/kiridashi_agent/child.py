@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import threading
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
@@ -29,6 +30,7 @@ MODULES = {
 }
 MAX_REQUEST_BYTES = 64 * 1024
 _STDIN = 0
+_OOM_FIRST = "1000"
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -89,6 +91,8 @@ def _limit(call: Call) -> None:
     if call.data_limit_bytes is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (call.data_limit_bytes, call.data_limit_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # When memory runs out, the kernel is to end this process: neither the agent nor a line that works.
+    Path("/proc/self/oom_score_adj").write_text(_OOM_FIRST)
 
 
 def _read_line() -> bytes:

@@ -29,7 +29,7 @@ from kiridashi.runtime import open_model
 from kiridashi.runtime.onnx import FEATURES, OnnxModel, load
 from kiridashi.runtime.protocol import FloatArray, LoadedModel
 from kiridashi.samples import Samples
-from kiridashi.slots import TUNED_NAME, LineSlots
+from kiridashi.slots import TUNED_NAME, TUNING_NAME, LineSlots
 from kiridashi.trust import SEAL_NAME, VALUES_NAME, Seal, load_or_create_key, sign_seal
 from numpy.typing import NDArray
 
@@ -45,7 +45,6 @@ from kiridashi_agent.thermostat import Thermostat
 from kiridashi_agent.variants import HEAD, Choice, variants_of
 
 Request = TuneRequest
-PART_NAME = "tuned.part"
 MEMORY_SHARE = 0.8
 """How much of the memory that the device has left the iterations may use, where no limit is set."""
 _BATCH = 16
@@ -94,7 +93,7 @@ def run(request: TuneRequest) -> TuneOutcome:
     before = _predict(_open(bundle, bundle.deployed, serving, request), bundle, held)
     thermostat = Thermostat(request.max_celsius)
     tuned = _tune(bundle, train, held, request, thermostat)
-    part = bundle.folder / PART_NAME
+    part = bundle.folder / TUNING_NAME
     part.mkdir()
     patches = [patch for patch in bundle.target.patches if patch.parameter in tuned.values]
     patch_artifact(bundle.folder / bundle.target.name, patches, tuned.values, part / bundle.target.name)
@@ -131,7 +130,7 @@ def _clear(slots: LineSlots, request: TuneRequest) -> None:
                 next_step="prepare the other slot with the bundle, and tune there",
             )
     (folder / TRYING_NAME).unlink(missing_ok=True)
-    for name in (PART_NAME, TUNED_NAME):
+    for name in (TUNING_NAME, TUNED_NAME):
         if (folder / name).exists():
             shutil.rmtree(folder / name)
 

@@ -41,7 +41,7 @@ def read_history(folder: Path) -> tuple[Entry, ...]:
     for line in lines:
         try:
             entries.append(msgspec.json.decode(line, type=Entry))
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             continue  # of another version; the others are still worth having
     return tuple(entries)
 

@@ -342,7 +342,7 @@ def _run(
         reply = msgspec.json.decode(data, type=Reply)
         if reply.fault is None:
             return msgspec.json.decode(reply.ok, type=result)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise JobCrashedError(f"{subject} failed", why=f"its reply cannot be read: {error}") from error
     if reply.fault.kind == "MemoryError":
         raise over_memory(subject, limits, f"an allocation failed ({kind})")

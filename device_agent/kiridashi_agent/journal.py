@@ -1,8 +1,8 @@
 """What the agent knows of its lines, durable before it acts on it.
 
 One small file per line, one for its last tuning and one for its drift watch, one for a profile that was asked for, and
-one for the device, each replaced as a whole. A file that cannot be read is set aside and the line starts from ``idle``:
-the active slot is not touched by that, so the old model keeps serving.
+one for the device, each replaced as a whole. A file that cannot be read is set aside and the line starts from ``idle``
+and says so: the active slot is not touched by that, so the old model keeps serving.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
-from kiridashi.artifacts import write_atomic
+from kiridashi.artifacts import aside, set_aside, sweep, write_atomic
 from kiridashi.budget import Measurement
 from kiridashi.drift.report import LineDrift
-from kiridashi.errors import StateError
+from kiridashi.errors import ExitCode, StateError
 from kiridashi.messages import ErrorReport, LineState, ProbesState, TuneReport, check_name
 from kiridashi.slots import Slot
 
@@ -114,13 +114,23 @@ class Journal:
         self._folder = folder
 
     def line(self, line: str) -> LineRecord:
-        """The line's record; a fresh one when there is none or it cannot be read."""
-        return self._read(self._line_file(line), LineRecord) or LineRecord()
+        """The line's record; a fresh one when there is none. When it cannot be read, one whose error says so."""
+        path = self._line_file(line)
+        found = self._read(path, LineRecord)
+        if found is None and aside(path).exists():
+            message = f"the journal of line '{line}' was damaged: set aside as {aside(path).name}, begun anew"
+            return LineRecord(LineState("idle", error=ErrorReport(StateError.__name__, ExitCode.STATE, message)))
+        return found or LineRecord()
 
     def lines(self) -> dict[str, LineRecord]:
         """Every line that has a record."""
-        names = sorted(path.name.removesuffix(".line.json") for path in self._folder.glob("*.line.json"))
-        return {name: self.line(name) for name in names}
+        names = {path.name.partition(".")[0] for path in self._folder.glob("[!.]*.line.json*")}
+        return {name: self.line(name) for name in sorted(names)}
+
+    def sweep(self, line: str = "") -> None:
+        """Remove what a killed process left half written of a line (while it is locked), or of the device itself."""
+        for name in (self._line_file(line).name,) if line else (_DEVICE, _PROFILE):
+            sweep(self._folder, name)
 
     def write_line(self, line: str, record: LineRecord) -> None:
         """Make a line's record durable."""
@@ -194,13 +204,14 @@ class Journal:
 
     def _read(self, path: Path, kind: type[_Record]) -> _Record | None:
         try:
-            data = path.read_bytes()
+            return msgspec.json.decode(path.read_bytes(), type=kind)
         except FileNotFoundError:
             return None
-        try:
-            return msgspec.json.decode(data, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            aside = path.with_name(path.name + ".damaged")
-            path.replace(aside)
-            _LOG.error("the journal %s was damaged (%s); set aside as %s", path, error, aside.name)
+        except PermissionError as error:
+            raise StateError(
+                f"{path} cannot be read", why=str(error), next_step="run this as the agent's user"
+            ) from error
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            set_aside(path)
+            _LOG.error("the journal %s was damaged (%s); set aside as %s", path, error, aside(path).name)
             return None

@@ -192,9 +192,9 @@ def _conclude(child: _Watched, limits: Limits, cage: Cage, subject: str) -> byte
 
 def over_memory(subject: str, limits: Limits, why: str) -> MemoryLimitError:
     """The error for a child that reached its memory limit."""
-    limit = (limits.memory_bytes or 0) / MIB
+    allowed = f"its limit of {limits.memory_bytes / MIB:.0f} MiB" if limits.memory_bytes else "is free on this device"
     return MemoryLimitError(
-        f"{subject} needs more memory than its limit of {limit:.0f} MiB",
+        f"{subject} needs more memory than {allowed}",
         why=why,
         next_step="cut a smaller model, or allow more memory for the line",
     )
@@ -209,6 +209,8 @@ def _timeout(limits: Limits, subject: str, child: _Watched) -> JobTimeoutError:
 
 
 def _how_it_ended(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "was ended by SIGKILL, as the kernel does when memory runs out"
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}"
     return f"left with exit code {code}"

@@ -100,7 +100,7 @@ def open_record(path: Path, key: Key) -> Record:
         record = msgspec.json.decode(path.read_bytes(), type=Record)
     except OSError as error:
         raise StateError(f"the record {path} cannot be read", why=str(error)) from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         why = f"it cannot be read: {error}"
     else:
         if record.format == FORMAT and record.key == key:

@@ -213,7 +213,7 @@ class ProfileTask:
         try:
             body = (self._place(record) / REPORT_NAME).read_bytes()
             msgspec.json.decode(body)
-        except (FileNotFoundError, msgspec.MsgspecError) as error:
+        except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             _LOG.error("profile: the report is damaged (%s); measuring goes on", error)
             self._enter(record, "measuring")
             return

@@ -26,7 +26,7 @@ from kiridashi_agent.jobs import (
 from kiridashi_agent.process import JobCancelledError, Limits
 
 _LOG = logging.getLogger(__name__)
-# The kill limit while measuring lies above the budget, or a model a little over it could not be measured.
+# The kill limit while probing and measuring lies above the budget, or a model a little over it could not be measured.
 MEASURE_HEADROOM = 2.0
 MEASURE_HEADROOM_BYTES = 128 * MIB
 
@@ -72,6 +72,9 @@ class Trial:
         self._manifest = manifest
         self._section = section
         self._limits = limits
+        limit = manifest.budget.memory_bytes
+        killed_at = None if limit is None else int(max(limit * MEASURE_HEADROOM, limit + MEASURE_HEADROOM_BYTES))
+        self._caged = Limits(limits.seconds, killed_at, limits.cancel)
 
     def probe(self, artifacts: Sequence[Artifact]) -> tuple[tuple[ArtifactTrial, ...], KiridashiError | None]:
         """What became of each file: those without a reason give the known outputs here, and are accurate enough.
@@ -103,7 +106,7 @@ class Trial:
 
     def _gate(self, artifact: Artifact) -> ArtifactTrial:
         section, folder = self._section, str(self._folder)
-        self._jobs.probe(ProbeRequest(folder, artifact.name, section.threads, section.providers), self._limits)
+        self._jobs.probe(ProbeRequest(folder, artifact.name, section.threads, section.providers), self._caged)
         if artifact.kind in FLOAT_KINDS:
             return ArtifactTrial(artifact.name)
         request = AccuracyRequest(
@@ -127,9 +130,6 @@ class Trial:
             JobCancelledError: the agent is shutting down.
         """
         budget = self._manifest.budget
-        limit = budget.memory_bytes
-        killed_at = None if limit is None else int(max(limit * MEASURE_HEADROOM, limit + MEASURE_HEADROOM_BYTES))
-        limits = Limits(self._limits.seconds, killed_at, self._limits.cancel)
         measured: list[Measured] = []
         failures: dict[str, KiridashiError] = {}
         for artifact in artifacts:
@@ -137,7 +137,7 @@ class Trial:
                 str(self._folder), artifact.name, self._section.threads, providers=self._section.providers
             )
             try:
-                measurement = measure_against(budget, partial(self._jobs.measure, request, limits))
+                measurement = measure_against(budget, partial(self._jobs.measure, request, self._caged))
                 entry = judged(artifact, budget, measurement)
             except JobCancelledError:
                 raise

@@ -11,6 +11,7 @@ import contextlib
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -22,6 +23,7 @@ from kiridashi.messages import MAX_MESSAGE_BYTES, Request
 from kiridashi_agent.child import Fault
 from kiridashi_agent.transport import NotFoundError
 
+_LIMIT_S = 300.0
 _MAX_LINE_BYTES = 16 * MAX_MESSAGE_BYTES
 AskServer = Callable[[Request], bytes]
 
@@ -78,17 +80,20 @@ def carry_out(order: Order, ask: AskServer) -> bytes:
     return b""
 
 
-def run_in_child(order: Order, ask: AskServer) -> bytes:
-    """Have ``order`` carried out by a child process; ``ask`` answers its questions here.
+def run_in_child(order: Order, ask: AskServer, limit_s: float = _LIMIT_S) -> bytes:
+    """Have ``order`` carried out by a child process, killed after ``limit_s``; ``ask`` answers its questions here.
 
     Raises: what :func:`carry_out` and ``ask`` raise, and StateError when the child ends without a result.
     """
     command = [sys.executable, "-P", "-m", __name__]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     to_child, from_child = _pipe(child.stdin), _pipe(child.stdout)
+    timer = threading.Timer(limit_s, child.kill)
+    timer.start()
     try:
         return _converse(to_child, from_child, order, ask)
     finally:
+        timer.cancel()
         child.kill()
         child.wait()
         from_child.close()
@@ -110,7 +115,7 @@ def _converse(to_child: IO[bytes], from_child: IO[bytes], order: Order, ask: Ask
             except NotFoundError as error:
                 answer = _Answer(missing=str(error))
             _send(to_child, answer)
-    except (BrokenPipeError, msgspec.MsgspecError) as error:
+    except (BrokenPipeError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _no_result(str(error)) from error
     raise _no_result("it ended early; its last words are in the log")
 

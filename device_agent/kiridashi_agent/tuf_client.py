@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from kiridashi.artifacts import sweep
 from kiridashi.errors import BundleError, KiridashiError, StateError, TrustError
 from kiridashi.manifest import MAX_MANIFEST_BYTES
 from kiridashi.messages import Request
@@ -33,6 +35,7 @@ def fetch_target(folder: Path, root: bytes, ask: Callable[[Request], bytes], tar
     staging = folder / "incoming-target"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
         updater = Updater(
             str(folder),
             _METADATA_URL,
@@ -55,6 +58,13 @@ def fetch_target(folder: Path, root: bytes, ask: Callable[[Request], bytes], tar
         raise StateError(f"the metadata folder {folder} cannot be used", why=str(error)) from error
     finally:
         staging.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files of a process that was killed: python-tuf's, by Python's own names for them, and ours."""
+    sweep(folder)
+    for path in folder.glob(f"{tempfile.gettempprefix()}????????"):
+        path.unlink(missing_ok=True)
 
 
 class _AskingFetcher(FetcherInterface):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from kiridashi.errors import BundleError
 from kiridashi.manifest import CHUNK_BYTES, Artifact, ArtifactKind, Manifest, decode_manifest
 
 MANIFEST_NAME = "manifest.json"
+_TEMPORARY = ".tmp"
 
 
 def iter_chunks(path: Path) -> Iterator[bytes]:
@@ -76,7 +78,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     The data is written to a temporary file beside it, synced, renamed over ``path``, and the folder synced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -88,6 +90,32 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove what :func:`write_atomic` left of ``name`` (or of any file) when it was killed; for the only writer."""
+    for path in folder.glob(f".{name}*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def aside(path: Path) -> Path:
+    """Where :func:`set_aside` puts a file."""
+    return path.with_name(path.name + ".damaged")
+
+
+def set_aside(path: Path) -> None:
+    """Move what cannot be used, file or folder, out of the way; what was set aside before goes."""
+    place = aside(path)
+    remove(place)
+    path.replace(place)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a whole folder, if it is there."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ A command is data: a name, help, a function that declares its arguments, and one
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
 import sys
@@ -15,7 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kiridashi.errors import ExitCode, KiridashiError, MissingExtraError
+from kiridashi.errors import ExitCode, KiridashiError, MissingExtraError, StateError
+
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ def main(
     """Parse, run one command, print its outcome, and return the exit code.
 
     A :class:`KiridashiError` is printed as its three lines, or with ``--json`` as an object ``{"error": …}`` on
-    standard output. A library that is not installed belongs to the optional part ``extra`` and is reported as that.
+    standard output. A library that is not installed belongs to the optional part ``extra`` and is reported as that; a
+    disk that is full, read-only or broken is reported too.
     Anything else is a defect of ours and is printed with its traceback.
     """
     arguments = _parser(prog, description, commands).parse_args(argv)
@@ -55,9 +59,9 @@ def main(
         _write(sys.stderr, "interrupted; the same command goes on where it stopped")
         return ExitCode.INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last line of defence: a defect is shown whole, with its own exit code
-        missing = _missing_extra(error, extra)
-        if missing is not None:
-            return _report(missing, as_json=arguments.json)
+        known = _missing_extra(error, extra) or _disk_error(error)
+        if known is not None:
+            return _report(known, as_json=arguments.json)
         _write(sys.stderr, traceback.format_exc() + f"error: {prog} has a defect; please report the lines above")
         return ExitCode.INTERNAL
     text = json.dumps(outcome.data, indent=2, sort_keys=True) if arguments.json else outcome.text
@@ -88,6 +92,14 @@ def _missing_extra(error: Exception, extra: str) -> MissingExtraError | None:
         return None
     library = error.name.partition(".")[0]
     return None if library.startswith("kiridashi") else MissingExtraError.for_extra(library, extra)
+
+
+def _disk_error(error: Exception) -> StateError | None:
+    """The error for a disk that is full, read-only or broken, if ``error`` is that."""
+    if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
+        return None
+    where = error.filename or "a file"
+    return StateError(f"{where} cannot be used", why=str(error), next_step="look at the disk: df -h, dmesg")
 
 
 def _report(error: KiridashiError, *, as_json: bool) -> int:

@@ -75,7 +75,7 @@ def decode_enrolment(data: bytes, kind: type[Document], source: str = "the docum
         raise InputError(f"{source} is too large for an enrolment document", why=f"it has {len(data)} bytes")
     try:
         document = msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{source} is not an {kind.__name__}", why=str(error)) from error
     expected = REQUEST_FORMAT if kind is EnrolRequest else TICKET_FORMAT
     if document.format != expected:

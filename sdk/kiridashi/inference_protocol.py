@@ -77,7 +77,7 @@ def decode_request(body: Body, max_frames: int) -> InferRequest:
         )
     try:
         request = msgspec.json.decode(body.data[:size], type=_Body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError("the request is not that of the inference protocol", why=str(error)) from error
     if [tensor.name for tensor in request.inputs] != [INPUT]:
         raise InputError(f"the request has to hold one input, '{INPUT}'")

@@ -204,7 +204,7 @@ def decode_manifest(data: bytes, source: str = "manifest") -> Manifest:
         raise BundleError(f"{source} is larger than {MAX_MANIFEST_BYTES} bytes", why="no real manifest is that large")
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"{source} is not a bundle manifest", why=str(error)) from error
     if manifest.format != FORMAT:
         raise BundleError(

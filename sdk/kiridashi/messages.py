@@ -343,7 +343,7 @@ def decode(data: bytes, kind: type[Message]) -> Message:
         raise InputError(f"a {kind.__name__} message of {len(data)} bytes was refused", why="it is over 64 KiB")
     try:
         message = msgspec.json.decode(data, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"a {kind.__name__} message cannot be read", why=str(error)) from error
     if message.protocol.split(".")[0] != PROTOCOL.split(".")[0]:
         raise InputError(

@@ -144,7 +144,7 @@ def decode_probe_set(data: bytes, source: str = PROBE_SET_NAME) -> ProbeSet:
         raise BundleError(f"{source} is larger than {MAX_MANIFEST_BYTES} bytes", why="no real probe set is that large")
     try:
         probes = msgspec.json.decode(data, type=ProbeSet)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"{source} is not a probe set", why=str(error)) from error
     if probes.format != FORMAT:
         raise BundleError(
@@ -171,7 +171,7 @@ def decode_probe_report(data: bytes, source: str = "the report") -> ProbeReport:
         raise InputError(f"{source} is larger than {MAX_MANIFEST_BYTES} bytes", why="no real report is that large")
     try:
         report = msgspec.json.decode(data, type=ProbeReport)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"{source} is no report of measured probes", why=str(error)) from error
     if report.format != REPORT_FORMAT:
         raise InputError(

@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
-from kiridashi.artifacts import MANIFEST_NAME, sync_folder, write_atomic
+from kiridashi.artifacts import MANIFEST_NAME, remove, set_aside, sweep, sync_folder, write_atomic
 from kiridashi.errors import StateError
 from kiridashi.messages import check_name
 from kiridashi.runtime.protocol import Provider
@@ -23,6 +23,7 @@ from kiridashi.runtime.protocol import Provider
 DEFAULT_STATE_DIR = "/var/lib/kiridashi"
 STATE_VARIABLE = "KIRIDASHI_STATE"
 TUNED_NAME = "tuned"
+TUNING_NAME = "tuned.part"
 POINTER_NAME = "active.json"
 MAX_POINTER_BYTES = 16 * 1024
 
@@ -145,11 +146,11 @@ class LineSlots:
         if pointer is not None and pointer.previous is not None and pointer.previous.slot == slot:
             self._write(Pointer(active=pointer.active))
         folder = self.folder(slot)
-        trash = self.root / f".{slot}.trash"
-        _remove(trash)
+        trash = self._trash(slot)
+        remove(trash)
         if folder.is_symlink() or folder.exists():
             folder.replace(trash)
-            _remove(trash)
+            remove(trash)
         folder.mkdir(parents=True)
         sync_folder(self.root)
         return folder
@@ -179,6 +180,31 @@ class LineSlots:
         self._write(Pointer(active=previous))
         return previous
 
+    def restore(self, active: Active | None) -> None:
+        """Write the pointer anew, whatever stands in its place; ``None`` only sets that aside.
+
+        Raises:
+            StateError: the slot lacks its manifest or the file. Nothing has changed.
+        """
+        if active is not None:
+            self._check(active)
+        if self.pointer_path.exists():
+            set_aside(self.pointer_path)
+        if active is not None:
+            self._write(Pointer(active=active))
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half done. Only while nothing works on the line."""
+        slots: tuple[Slot, ...] = get_args(Slot)
+        for folder in (self.root, *map(self.folder, slots)):
+            sweep(folder)
+        for slot in slots:
+            remove(self._trash(slot))
+            remove(self.folder(slot) / TUNING_NAME)
+
+    def _trash(self, slot: Slot) -> Path:
+        return self.root / f".{slot}.trash"
+
     def lay_on_bench(self, slot: Slot) -> Path:
         """Lay a slot's bundle, without what was tuned, on the emptied bench and return its folder.
 
@@ -195,7 +221,7 @@ class LineSlots:
     def clear_bench(self) -> Path:
         """Take away what is on the bench, if anything, and return its folder. Raises OSError."""
         bench = self.folder(BENCH)
-        _remove(bench)
+        remove(bench)
         return bench
 
     def take_bench(self, slot: Slot) -> None:
@@ -228,7 +254,7 @@ class LineSlots:
             raise self._damaged(f"it is over {MAX_POINTER_BYTES} bytes")
         try:
             pointer = msgspec.json.decode(data, type=Pointer)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise self._damaged(str(error)) from error
         for active in filter(None, (pointer.active, pointer.previous)):
             if Path(active.artifact).name != active.artifact or not active.artifact.strip("."):
@@ -242,7 +268,7 @@ class LineSlots:
         return StateError(
             f"the active pointer {self.pointer_path} cannot be read",
             why=why,
-            next_step=f"remove it, then start kiridashi-agent run: it fetches line '{self.line}' again",
+            next_step="start kiridashi-agent run again: it writes the pointer anew from its journal",
         )
 
 
@@ -251,10 +277,3 @@ def _link(source: Path, destination: Path) -> None:
         os.link(source, destination)
     except OSError:  # a file system without links
         shutil.copyfile(source, destination)
-
-
-def _remove(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)

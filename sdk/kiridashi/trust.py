@@ -130,7 +130,7 @@ def read_seal(folder: Path) -> Seal:
         if len(data) > MAX_SEAL_BYTES:
             raise TrustError(f"{path} is larger than {MAX_SEAL_BYTES} bytes")
         return msgspec.json.decode(data, type=Seal)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise TrustError(f"the seal {path} cannot be read", why=str(error)) from error
 
 
@@ -167,7 +167,7 @@ def _create_key(folder: Path) -> None:
     """Write a new key beside its place and link it there: of two processes at once, one wins and both use its key."""
     folder.mkdir(parents=True, exist_ok=True)  # open: line applications of other accounts read the public key
     key = Ed25519PrivateKey.generate()
-    draft = folder / f".{_PRIVATE}.{secrets.token_hex(8)}"
+    draft = folder / f".{_PRIVATE}.{secrets.token_hex(8)}.tmp"
     write_atomic(draft, key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption()), mode=0o600)
     try:
         os.link(draft, folder / _PRIVATE)

@@ -141,7 +141,7 @@ def machine() -> str:
 def _read(place: Path) -> StageRecord | None:
     try:
         return msgspec.json.decode((place / _RESULT).read_bytes(), type=StageRecord)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

@@ -27,17 +27,17 @@ class AgentProgram:
         (state / "trust" / "root.json").write_bytes(fleet.root)
         self.configure()
 
-    def configure(self, **line: Any) -> None:
+    def configure(self, job_timeout_s: float = 900.0, **line: Any) -> None:
         config = Config(
             DeviceSection("cam-1", self.state),
             BrokerSection("127.0.0.1", self.port),
             {"press-3": LineSection(**line)},
-            LimitsSection(retry_wait_s=0.5),
+            LimitsSection(min(10.0, job_timeout_s), 0.5, job_timeout_s),
         )
         (self.state / "config.toml").write_text(render_config(config))
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [*BINARY, "run", "--state", str(self.state), "--json", *arguments]
+    def start(self, *arguments: str, python: Path = Path(sys.executable)) -> subprocess.Popen[str]:
+        command = [str(python), *BINARY[1:], "run", "--state", str(self.state), "--json", *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 

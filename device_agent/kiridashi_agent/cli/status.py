@@ -7,6 +7,7 @@ import argparse
 import kiridashi
 import msgspec
 from kiridashi.command import Command, Outcome
+from kiridashi.errors import StateError
 from kiridashi.kept import KeptSamples
 from kiridashi.messages import ArtifactTrial, LineState
 from kiridashi.slots import Active, LineSlots
@@ -27,18 +28,21 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     rows = [f"device {config.device.id}, agent {kiridashi.__version__}, generation {generation}"]
     data = {}
     for line, state in sorted(states.items()):
-        active = LineSlots(config.device.state_dir, line).active()
+        active, lost = _active(LineSlots(config.device.state_dir, line))
         spool = named_frames(SpoolFolder(config.device.state_dir, line))
         kept = KeptSamples(config.device.state_dir, line).index().counts()
         data[line] = {
             "state": msgspec.to_builtins(state),
             "active": msgspec.to_builtins(active),
+            "pointer_error": lost,
             "spool": msgspec.to_builtins(spool),
             "kept": kept,
             "tuning": msgspec.to_builtins(journal.tuning(line)),
             "drift": msgspec.to_builtins(watches.get(line)),
         }
         rows.append(f"{line}: {state.phase}, target {state.target or 'none'}, serves {_serving(active)}")
+        if lost:
+            rows.append(f"  {lost}")
         if state.error is not None:
             rows.append(f"  {state.error.kind} while {state.error.phase}: {state.error.message}")
         if state.tuning:
@@ -69,6 +73,14 @@ def _trial(trial: ArtifactTrial) -> str:
     provider = f" on {trial.provider}" if trial.provider else ""
     latency = f", p95 {trial.latency_p95_ms:.3g} ms{provider}" if trial.latency_p95_ms is not None else ""
     return f"  {trial.artifact}: {'chosen, ' if trial.chosen else ''}{trial.reason or 'to be measured'}{latency}"
+
+
+def _active(slots: LineSlots) -> tuple[Active | None, str]:
+    """What the line's pointer names, or why it cannot be read: the other lines are shown all the same."""
+    try:
+        return slots.active(), ""
+    except StateError as error:
+        return None, str(error)
 
 
 def _serving(active: Active | None) -> str:

@@ -227,7 +227,7 @@ def _check_signature(path: Path, content: bytes, signature: bytes, trusted: Sequ
 def _decode(path: Path, content: bytes) -> ArchiveManifest:
     try:
         manifest = msgspec.json.decode(content, type=ArchiveManifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"the manifest of {path} cannot be read", why=str(error)) from error
     if manifest.format != FORMAT:
         raise InputError(

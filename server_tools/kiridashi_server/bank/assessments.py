@@ -62,7 +62,7 @@ class AssessmentStore:
 def _read(path: Path) -> Assessment:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Assessment)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BankDamagedError(
             f"{path} is no assessment",
             why=str(error),

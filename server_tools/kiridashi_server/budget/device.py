@@ -68,7 +68,7 @@ def measure_probe_set(folder: Path, *, threads: int = 1, seconds: float = 90.0) 
     done = _measure(arguments, str(folder), 2 * seconds + _TIMEOUT_S)
     try:
         return msgspec.json.decode(done.stdout, type=ProbeReport)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise _failed(done, str(folder)) from error
 
 

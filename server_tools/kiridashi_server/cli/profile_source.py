@@ -24,7 +24,7 @@ def read_profile(path: Path) -> Profile:
 
     try:
         return msgspec.json.decode(path.read_bytes(), type=Profile)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} is not a device profile",
             why=str(error),

@@ -351,7 +351,7 @@ def _read_settings(folder: Path) -> Settings:
             why=f"{path} is missing",
             next_step=f"kiridashi fleet init --state {folder} --host HOST",
         ) from error
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateError(f"the settings {path} cannot be read", why=str(error)) from error
 
 

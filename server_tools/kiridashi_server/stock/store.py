@@ -109,7 +109,7 @@ def read_manifest(folder: Path) -> StockManifest:
         manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=StockManifest)
     except FileNotFoundError as error:
         raise StockError(f"there is no stock in {folder}", next_step="make one: kiridashi stock make") from error
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StockError(f"the stock in {folder} cannot be read", why=str(error), next_step=_AGAIN) from error
     if manifest.format != _FORMAT or any(Path(entry.name).name != entry.name for entry in manifest.pieces):
         raise StockError(f"{folder / MANIFEST} is no stock that this version reads", next_step=_AGAIN)

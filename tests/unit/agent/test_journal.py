@@ -18,6 +18,7 @@ def test_a_fresh_journal_is_idle_and_empty(tmp_path) -> None:
 def test_records_come_back_as_they_were(tmp_path) -> None:
     Journal(tmp_path).write_line("press-3", RECORD)
     Journal(tmp_path).write_device(DeviceRecord(generation=7))
+    (tmp_path / ".press-3.line.json.1a2b3c4d.tmp").write_bytes(b"{")  # of a process that was killed
     assert Journal(tmp_path).lines() == {"press-3": RECORD}
     assert Journal(tmp_path).device().generation == 7
 
@@ -28,10 +29,24 @@ def test_a_damaged_record_is_set_aside_and_the_line_starts_from_idle(tmp_path, d
     journal.write_line("press-3", RECORD)
     journal.write_line("press-4", RECORD)
     (tmp_path / "press-3.line.json").write_bytes(damage)
-    assert journal.line("press-3") == LineRecord()
+    state = journal.line("press-3").state
+    assert (state.phase, state.error.kind, state.target) == ("idle", "StateError", "")
+    assert "was damaged" in state.error.message
     assert (tmp_path / "press-3.line.json.damaged").read_bytes() == damage
     assert "was damaged" in caplog.text
-    assert journal.lines() == {"press-4": RECORD}
+    assert Journal(tmp_path).lines() == {"press-3": LineRecord(state), "press-4": RECORD}
+    journal.write_line("press-3", RECORD)
+    assert journal.line("press-3") == RECORD
+
+
+def test_a_folder_in_a_record_s_place_is_set_aside_twice(tmp_path) -> None:
+    journal = Journal(tmp_path)
+    for _ in range(2):
+        (tmp_path / "press-3.line.json" / "inside").mkdir(parents=True)
+        assert journal.line("press-3").state.error is not None
+        journal.write_line("press-3", RECORD)
+        (tmp_path / "press-3.line.json").unlink()
+    assert (tmp_path / "press-3.line.json.damaged" / "inside").is_dir()
 
 
 def test_a_line_name_that_is_a_path_is_refused(tmp_path) -> None:

@@ -72,7 +72,7 @@ def test_power_cut_while_emptying_leaves_no_way_back_to_an_empty_slot(
     def cut(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_remove", cut)
+    monkeypatch.setattr(module, "remove", cut)
     with pytest.raises(KeyboardInterrupt):
         slots.prepare("a")
     monkeypatch.undo()
@@ -122,6 +122,7 @@ def test_no_rollback_to_files_that_are_gone(slots: LineSlots) -> None:
         b'{"active": {"slot": "a", "artifact": "../m", "model_digest": "d"}, "format": "kiridashi-active/1"}',
         b'{"active": {"slot": "a", "artifact": "..", "model_digest": "d"}, "format": "kiridashi-active/1"}',
         b'{"active": {"slot": "a", "artifact": "m", "model_digest": "d"}, "format": "kiridashi-active/2"}',
+        b'{"active": {"slot": "a", "artifact": "m\xff", "model_digest": "d"}, "format": "kiridashi-active/1"}',
         b" " * 20_000,
     ],
 )

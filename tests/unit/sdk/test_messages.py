@@ -77,6 +77,12 @@ def test_no_bytes_do_more_than_be_refused(data: bytes) -> None:
             assert isinstance(error, InputError)  # noqa: PT017
 
 
+def test_a_string_that_is_no_utf_8_is_refused() -> None:
+    data = encode(Desired(1, {})).replace(b"1.", b"\xff.")
+    with pytest.raises(InputError, match="cannot be read"):
+        decode(data, Desired)
+
+
 def test_a_newer_minor_version_is_read_and_another_major_is_not() -> None:
     newer = b'{"generation":1,"lines":{},"protocol":"1.7","something":"new"}'
     assert decode(newer, Desired).generation == 1

@@ -1,0 +1,157 @@
+"""What the agent finds of its own state when it starts, and disks that fail while it works."""
+
+from __future__ import annotations
+
+import errno
+
+import msgspec
+import pytest
+from kiridashi.artifacts import write_atomic
+from kiridashi_agent import journal as journal_module
+
+V1, V2 = "lines/press-3/1.json", "lines/press-3/2.json"
+
+
+def restarted(device, target: str = V1, generation: int = 1):
+    """A new process on the same folder, which hears the same wish; the line's state, and what it told meanwhile."""
+    told = len(device.transport.events)
+    device.restart()
+    device.transport.want(generation, press_3=target)
+    state = device.settle()
+    return state, [(name, body.get("error"), body.get("message", "")) for name, body in device.transport.events[told:]]
+
+
+def test_a_sound_device_has_nothing_to_tell(serving) -> None:
+    assert restarted(serving)[1] == []
+    assert serving.fleet.requests == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b'{"active": "\xff"}', None, "folder"])
+def test_a_lost_pointer_is_written_anew_from_the_journal(serving, damage) -> None:
+    before = serving.slots.active()
+    serving.slots.pointer_path.unlink()
+    if damage == "folder":
+        (serving.slots.pointer_path / "inside").mkdir(parents=True)
+    elif damage is not None:
+        serving.slots.pointer_path.write_bytes(damage)
+    state, told = restarted(serving)
+    assert serving.slots.active() == before
+    assert (state.phase, state.error.kind) == ("active", "StateError")
+    assert "written anew from the journal" in state.error.message
+    assert [(name, kind) for name, kind, _ in told] == [("active", "StateError")]
+    assert serving.fleet.requests == []
+    assert restarted(serving)[1] == []  # told once
+
+
+def test_pointer_and_journal_lost_together_are_begun_anew(serving) -> None:
+    serving.slots.pointer_path.write_bytes(b"\0")
+    (serving.state / "journal" / "press-3.line.json").write_bytes(b"\0")
+    state, told = restarted(serving)
+    assert (state.phase, state.version, state.error) == ("active", 1, None)
+    assert told[0][:2] == ("idle", "StateError")
+    assert "nothing serves" in told[0][2]
+
+
+def test_a_lost_journal_still_tells_what_serves(serving) -> None:
+    active = serving.slots.active()
+    (serving.state / "journal" / "press-3.line.json").write_bytes(b"{")
+    serving.restart()
+    serving.agent.tick(0)
+    line = serving.transport.states[-1].lines["press-3"]
+    assert (line.phase, line.slot, line.model_digest) == ("idle", "a", active.model_digest)
+    assert "was damaged" in line.error.message
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "served"])
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_damaged_model_is_told_of_and_fetched_again(serving, name, damage) -> None:
+    before = serving.slots.active()
+    path = serving.slots.folder("a") / (before.artifact if name == "served" else name)
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "flipped":
+        path.write_bytes(data[:50] + bytes([data[50] ^ 0x80]) + data[51:])
+    state, told = restarted(serving)
+    assert (state.phase, state.slot, state.error) == ("active", "b", None)
+    assert serving.slots.active() == msgspec.structs.replace(before, slot="b")
+    assert told[0][:2] == ("fetching", "StateError")
+    assert "was damaged on the disk" in told[0][2]
+    asked = serving.fleet.chunk_requests()
+    if name == "served":  # what is sound is copied from the damaged slot
+        assert len(asked) == 1
+    assert restarted(serving)[1] == []
+
+
+def test_a_damaged_model_under_a_refused_update_is_told_and_the_next_version_goes_on(serving) -> None:
+    serving.jobs.fail = {"probe": RuntimeError("unused")}
+    serving.fleet.intercept = lambda request, data: data[:-1] + b"?" if request.method == "chunk" else data
+    serving.transport.want(2, press_3=V2)
+    assert serving.settle().phase == "rejected"
+    serving.fleet.intercept = lambda _request, data: data
+    serving.jobs.fail = {}
+    path = serving.slots.model_path(serving.slots.active())
+    path.write_bytes(path.read_bytes()[:-1])
+    state, _ = restarted(serving, V2, generation=2)
+    assert (state.phase, state.slot) == ("rejected", "a")
+    assert "was damaged on the disk" in state.error.message
+    state, _ = restarted(serving, V2, generation=3)  # a later generation tries what was refused from outside
+    assert (state.phase, state.slot) == ("active", "b")
+
+
+def test_what_killed_processes_left_is_cleared_away(serving) -> None:
+    root, folder = serving.slots.root, serving.slots.folder("b")
+    left = [
+        root / ".active.json.1a2b3c4d.tmp",
+        folder / ".manifest.json.1a2b3c4d.tmp",
+        folder / "tuned.part" / "model.onnx",
+        root / ".a.trash" / "model.onnx",
+        serving.state / "journal" / ".device.json.1a2b3c4d.tmp",
+        serving.state / "journal" / ".press-3.line.json.1a2b3c4d.tmp",
+        serving.state / "trust" / ".seal.key.1a2b3c4d.tmp",
+    ]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    restarted(serving)
+    assert [path for path in left if path.exists()] == []
+    assert not (root / ".a.trash").exists()
+
+
+class TestFullDisk:
+    @pytest.fixture
+    def full(self, monkeypatch):
+        """Whether the journal's disk is full; switched by the test."""
+        switch = [True]
+
+        def write(path, data, mode=0o644) -> None:
+            if switch[0]:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            write_atomic(path, data, mode)
+
+        monkeypatch.setattr(journal_module, "write_atomic", write)
+        return switch
+
+    def test_the_agent_waits_reports_and_goes_on(self, serving, full) -> None:
+        serving.transport.want(2, press_3=V2)
+        for _ in range(3):
+            serving.agent.tick(0)
+        report = serving.transport.states[-1].lines["press-3"]
+        assert (report.phase, report.slot, report.error.kind) == ("active", "a", "StateError")
+        assert "No space left on device" in report.error.message
+        with pytest.raises(Exception, match="No space left"):
+            serving.agent.run_until_settled(0.05)
+        full[0] = False
+        state = serving.agent.run_until_settled(20).lines["press-3"]
+        assert (state.phase, state.slot, state.error) == ("active", "b", None)
+
+    def test_full_in_the_middle_of_an_update(self, serving, full) -> None:
+        full[0] = False
+        serving.jobs.before = lambda job: full.__setitem__(0, job == "measure")
+        serving.transport.want(2, press_3=V2)
+        serving.agent.tick(0)
+        report = serving.transport.states[-1].lines["press-3"]
+        assert (report.phase, report.slot) == ("measuring", "a")
+        assert "No space left on device" in report.error.message
+        serving.jobs.before, full[0] = None, False
+        assert serving.agent.run_until_settled(20).lines["press-3"].phase == "active"
+        assert serving.transport.states[-1].lines["press-3"].error is None
