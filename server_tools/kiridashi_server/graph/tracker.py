@@ -149,12 +149,12 @@ class _Tracker:
 
     def _call(self, node: fx.Node) -> None:
         value = node.meta.get("val")
-        if operator_name(node) in _SIZES_ALONE or self.notes.constants.issuperset(node.all_input_nodes):
-            self.notes.constants.add(node)
-        rule = find_rule(operator_name(node))
         call = Call(node, self.known, self.notes, normalised=self.cut_normalised)
+        if call.name in _SIZES_ALONE or self.notes.constants.issuperset(node.all_input_nodes):
+            self.notes.constants.add(node)
+        rule = find_rule(call.name)
         result = rule(call) if rule is not None else None
-        if result is None or not _fits(result, value):
+        if result is None or not _fits(result, call):
             result = self._give_up(node, value)
         if isinstance(value, Tensor | tuple | list):
             self.known[node] = result
@@ -205,12 +205,13 @@ def _frozen(value: Any, reason: str) -> Dims:
     return [fresh(size, reason) for size in shape_of(value)] if isinstance(value, Tensor) else []
 
 
-def _fits(result: Result, value: Any) -> bool:
+def _fits(result: Result, call: Call) -> bool:
     """Whether a rule's dimensions have the traced sizes; if not, the rule does not hold for this call."""
+    value = call.node.meta.get("val")
     if isinstance(value, Tensor):
-        return isinstance(result, list) and tuple(map(size_of, result)) == shape_of(value)
+        return isinstance(result, list) and tuple(map(size_of, result)) == call.shape
     if isinstance(value, tuple | list):
-        return isinstance(result, tuple) and len(result) == len(value) and all(map(_fits, result, value))
+        return isinstance(result, tuple) and tuple([tuple(map(size_of, dims)) for dims in result]) == call.shapes
     return True
 
 
