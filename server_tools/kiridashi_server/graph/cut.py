@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import count as count_up
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ class _Chosen:
         self.kept = kept
         self.counts = counts
         self.sizes: dict[Dim, int] = {}
-        self.known: dict[Dim, Tensor] = {}
+        self.known: dict[tuple[Dim, torch.device], Tensor] = {}
         self.shapes: dict[tuple[Any, ...], Tensor] = {}
 
     def smaller(self, dim: Dim) -> int:
@@ -101,11 +102,10 @@ class _Chosen:
 
     def of(self, tensor: Tensor, dims: Dims) -> Tensor:
         """The part of ``tensor`` that stays."""
-        small = tensor.detach()
         for axis, dim in enumerate(dims):
             if self.smaller(dim):
-                small = small.index_select(axis, self._indices(resolve(dim)).to(small.device))
-        return small
+                tensor = tensor.index_select(axis, self._indices(resolve(dim), tensor.device))
+        return tensor
 
     def traced(self, value: Any, result: Result) -> Any:
         """The traced value with its new shape, so that the cut program can be tracked again."""
@@ -123,10 +123,10 @@ class _Chosen:
             self.shapes[key] = _traced(shape, value.dtype)
         return self.shapes[key]
 
-    def _indices(self, dim: Dim) -> Tensor:
-        if dim not in self.known:
-            self.known[dim] = torch.from_numpy(indices(dim, self.kept))
-        return self.known[dim]
+    def _indices(self, dim: Dim, device: torch.device) -> Tensor:
+        if (dim, device) not in self.known:
+            self.known[dim, device] = torch.from_numpy(indices(dim, self.kept)).to(device)
+        return self.known[dim, device]
 
 
 def _resize(node: fx.Node, argument: str, position: int | None, size: int) -> None:
@@ -196,7 +196,12 @@ def _narrowed(operand: fx.Node, pick: Pick, chosen: npt.NDArray[np.int64], tenso
 
 def _traced(shape: Sequence[int | torch.SymInt], dtype: torch.dtype) -> Tensor:
     """A tensor without data of that shape; its strides are zero, because an open batch makes real ones slow."""
-    return torch.empty(0, dtype=dtype, device="meta").as_strided(shape, [0] * len(shape))
+    return _nothing(dtype).as_strided(shape, [0] * len(shape))
+
+
+@lru_cache(maxsize=64)
+def _nothing(dtype: torch.dtype) -> Tensor:
+    return torch.empty(0, dtype=dtype, device="meta")
 
 
 def save_cut(path: Path, plan: Plan, module: fx.GraphModule) -> None:

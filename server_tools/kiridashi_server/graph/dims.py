@@ -84,10 +84,7 @@ def leaves(dim: Dim) -> Iterator[Atom]:
 
 def is_frozen(dim: Dim) -> bool:
     """Whether nothing in ``dim`` may be cut."""
-    for atom in resolve(dim):
-        if not (all(map(is_frozen, atom.pieces)) if atom.pieces else atom.frozen):
-            return False
-    return True
+    return all(all(map(is_frozen, atom.pieces)) if atom.pieces else atom.frozen for atom in resolve(dim))
 
 
 def reason_of(dim: Dim) -> str:

@@ -131,14 +131,14 @@ def copy_graph(program: fx.GraphModule) -> fx.Graph:
 def change_tensors(program: fx.GraphModule, change: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
     """The program's tensors by name, in the order of first mention, after ``change``; copies where it keeps them.
 
-    What is a parameter stays one, with its ``requires_grad``; a tensor under two names stays one tensor, and is
-    changed once.
+    ``change`` is given the values alone, without a gradient. What is a parameter stays one, with its
+    ``requires_grad``; a tensor under two names stays one tensor, and is changed once.
     """
     own: dict[int, Tensor] = {}
     changed: dict[str, Tensor] = {}
     for name, tensor in tensors_of(program).items():
         if id(tensor) not in own:
-            value = change(name, tensor).detach()
+            value = change(name, tensor.detach())
             value = value.clone() if value.data_ptr() == tensor.data_ptr() else value
             own[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
         changed[name] = own[id(tensor)]
@@ -146,7 +146,7 @@ def change_tensors(program: fx.GraphModule, change: Callable[[str, Tensor], Tens
 
 
 def assemble(source: fx.GraphModule, graph: fx.Graph, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
-    """A program of ``graph`` and these tensors, all else as in ``source``; the code is generated once.
+    """A program of ``graph`` and these tensors, all else as in ``source``.
 
     Bodies of conditions and the like, which hold no tensors, are shared with ``source``.
     """
@@ -159,7 +159,8 @@ def assemble(source: fx.GraphModule, graph: fx.Graph, tensors: Mapping[str, Tens
         if node.target not in tensors and isinstance(body := attrgetter(node.target)(source), nn.Module):
             program.add_submodule(node.target, body)
     program.graph = graph
-    program.train(source.training)
+    for owner in owners.values():
+        owner.training = source.training
     return program
 
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
-import torch
 from torch import Tensor, fx
 
 from kiridashi_server.graph.dims import ONE, Dim, Dims, freeze, fresh, size_of

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
+_NESTED = (list, tuple, dict, slice)
+
 
 class Program(fx.GraphModule):
     """A graph module whose ``recompile`` lists the graph's calls instead of writing Python code of them.
@@ -19,7 +21,7 @@ class Program(fx.GraphModule):
 
     def recompile(self) -> Any:
         """Make ``forward`` what the graph says now; call it after an edit."""
-        type(self).forward = _forward(self.graph)  # type: ignore[method-assign]  # each instance has a class of its own
+        type(self).forward = _forward(self.graph)  # each instance has a class of its own
 
     @property
     def code(self) -> str:
@@ -37,14 +39,13 @@ class Program(fx.GraphModule):
 class _Step(NamedTuple):
     """One call: of ``function``, with the values at ``places``, the last of them by the names ``keywords``.
 
-    Its result goes to the place ``result``; then nothing needs the values at the places ``done`` any more.
+    Its result goes to the place ``result``.
     """
 
     function: Callable[..., Any]
     places: tuple[int, ...]
     keywords: tuple[str, ...]
     result: int
-    done: tuple[int, ...]
 
 
 class _Steps:
@@ -56,44 +57,47 @@ class _Steps:
         self.inputs: dict[str, int] = {}
         self.output = 0
         self._places: dict[fx.Node, int] = {}
-        last_uses = _last_uses(graph)
         for node in graph.nodes:
             if node.op == "placeholder":
-                self.inputs[str(node.target)] = self._places[node] = self._new(None)
+                self.inputs[str(node.target)] = self._places[node] = self._place(None)
+            elif node.op == "get_attr":
+                self._places[node] = self._step(attrgetter(str(node.target)), (0,), ())
+            elif node.op == "call_function":
+                places = tuple(map(self._place, (*node.args, *node.kwargs.values())))
+                self._places[node] = self._step(node.target, places, tuple(node.kwargs))
             elif node.op == "output":
-                self.output = self._place(node.args[0], [])
+                self.output = self._place(node.args[0])
             else:
-                self._call(node, last_uses.get(node, []))
+                raise NotImplementedError(f"a program has no {node.op}")
 
-    def _call(self, node: fx.Node, last_used: list[fx.Node]) -> None:
-        function: Any = node.target
-        places, made = (0,), list[int]()
-        if node.op == "get_attr":
-            function = attrgetter(function)
-        elif node.op == "call_function":
-            places = tuple([self._place(value, made) for value in (*node.args, *node.kwargs.values())])
-        else:
-            raise NotImplementedError(f"a program has no {node.op}")
-        self._places[node] = result = self._new(None)
-        done = [self._places[one] for one in last_used] + made
-        self.steps.append(_Step(function, places, tuple(node.kwargs), result, tuple(done)))
+    def done(self) -> list[list[int]]:
+        """After each step, the places of inputs and results that nothing needs any more."""
+        last = dict.fromkeys(self.inputs.values(), 0)
+        for index, step in enumerate(self.steps):
+            last.update((place, index) for place in step.places if place in last)
+            last[step.result] = index
+        found: list[list[int]] = [[] for _ in self.steps]
+        for place, index in last.items():
+            if place != self.output and found:
+                found[index].append(place)
+        return found
 
-    def _place(self, value: Any, made: list[int]) -> int:
-        """Where an argument stands; one that holds results is put together by a step of its own, named in ``made``."""
+    def _place(self, value: Any) -> int:
+        """Where an argument stands; one that holds results is put together by a step of its own."""
         if isinstance(value, fx.Node):
             return self._places[value]
-        result = self._new(value)
-        if isinstance(value, list | tuple | dict | slice):
+        if isinstance(value, _NESTED):
             nodes: dict[fx.Node, None] = {}
             fx.map_arg(value, nodes.setdefault)
             if nodes:
-                places = tuple([self._places[node] for node in nodes])
-                self.steps.append(_Step(_Filled(value, tuple(nodes)), places, (), result, ()))
-                made.append(result)
-        return result
-
-    def _new(self, value: Any) -> int:
+                return self._step(_Filled(value, tuple(nodes)), tuple(map(self._places.__getitem__, nodes)), ())
         self.values.append(value)
+        return len(self.values) - 1
+
+    def _step(self, function: Any, places: tuple[int, ...], keywords: tuple[str, ...]) -> int:
+        """Add a step and give the place of its result."""
+        self.values.append(None)
+        self.steps.append(_Step(function, places, keywords, len(self.values) - 1))
         return len(self.values) - 1
 
 
@@ -107,31 +111,21 @@ class _Filled(NamedTuple):
         return fx.map_arg(self.template, dict(zip(self.nodes, results, strict=True)).__getitem__)
 
 
-def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """For every node, those whose results nothing needs after it, its own if nothing does at all."""
-    seen: set[fx.Node] = set()
-    found: dict[fx.Node, list[fx.Node]] = {}
-    for node in reversed(graph.nodes):
-        last = [one for one in (node, *node.all_input_nodes) if one not in seen]
-        seen.update(last)
-        found[node] = last
-    return found
-
-
 def _forward(graph: fx.Graph) -> Callable[..., Any]:
     made = _Steps(graph)
-    start, steps, inputs, output = made.values, made.steps, tuple(made.inputs.values()), made.output
+    start, inputs, output = made.values, tuple(made.inputs.values()), made.output
+    steps = list(zip(made.steps, made.done(), strict=True))
     names = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *made.inputs)]
     signature = inspect.Signature(names)
 
     def forward(self: Program, *given: Any, **named: Any) -> Any:
         if named or len(given) != len(inputs):
-            _, *given = signature.bind(self, *given, **named).args
+            given = signature.bind(self, *given, **named).args[1:]
         values = start.copy()
         values[0] = self
         for place, value in zip(inputs, given, strict=True):
             values[place] = value
-        for function, places, keywords, result, done in steps:
+        for (function, places, keywords, result), done in steps:
             arguments = [values[place] for place in places]
             if keywords:
                 split = len(arguments) - len(keywords)
