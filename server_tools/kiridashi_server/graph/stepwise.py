@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -70,17 +70,17 @@ class _Steps:
             else:
                 raise NotImplementedError(f"a program has no {node.op}")
 
-    def done(self) -> list[list[int]]:
+    def done(self) -> list[Sequence[int]]:
         """After each step, the places of inputs and results that nothing needs any more."""
         last = dict.fromkeys(self.inputs.values(), 0)
         for index, step in enumerate(self.steps):
             last.update((place, index) for place in step.places if place in last)
             last[step.result] = index
-        found: list[list[int]] = [[] for _ in self.steps]
+        found: dict[int, list[int]] = {}
         for place, index in last.items():
-            if place != self.output and found:
-                found[index].append(place)
-        return found
+            if place != self.output:
+                found.setdefault(index, []).append(place)
+        return [found.get(index, ()) for index in range(len(self.steps))]
 
     def _place(self, value: Any) -> int:
         """Where an argument stands; one that holds results is put together by a step of its own."""

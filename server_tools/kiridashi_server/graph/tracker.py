@@ -22,6 +22,9 @@ from kiridashi_server.graph.rules import Average, Call, Norm, Notes, Pick, Read,
 _SIZES_ALONE = frozenset({"sym_size", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"})
 """Operators that take only sizes and the data type from their first argument."""
 
+_NUMBERS = re.compile(r"(\d+)")
+_TENSORS = (Tensor, tuple, list)
+
 OUTPUT = "output"
 """Name under which a read of the program's output by the outside is recorded."""
 
@@ -156,7 +159,7 @@ class _Tracker:
         result = rule(call) if rule is not None else None
         if result is None or not _fits(result, call):
             result = self._give_up(node, value)
-        if isinstance(value, Tensor | tuple | list):
+        if isinstance(value, _TENSORS):
             self.known[node] = result
 
     def _give_up(self, node: fx.Node, value: Any) -> Result:
@@ -229,10 +232,11 @@ def _groups(tensors: Mapping[str, Dims], parameters: Sequence[str], notes: Notes
     order = {name: place for place, name in enumerate(notes.producers)}
     making = {(name, axis) for name, (axis, _) in notes.producers.items()}
 
+    natural = {name: _natural(name) for name in parameters}
     atoms: dict[str, Atom] = {}
     found: list[tuple[int, Group]] = []
     for atom, places in members.items():
-        places.sort(key=lambda member: (_natural(member.parameter), member.axis))
+        places.sort(key=lambda member: (natural[member.parameter], member.axis))
         makers = {place.parameter for place in places if (place.parameter, place.axis) in making}
         made = sorted(makers, key=order.__getitem__)
         kind: Kind = "node"
@@ -257,4 +261,4 @@ def _name(parameter: str, kind: Kind, taken: Mapping[str, Atom]) -> str:
 
 def _natural(name: str) -> tuple[tuple[int, str], ...]:
     """Sort key in which ``blocks.2`` comes before ``blocks.10``."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name))
+    return tuple([(int(part), "") if part.isdigit() else (-1, part) for part in _NUMBERS.split(name)])

@@ -51,6 +51,16 @@ def test_steps_compute_what_the_code_computes() -> None:
     assert program.code == module.code
 
 
+def test_exporters_see_what_they_see_of_code() -> None:
+    root = _root()
+    stepwise, coded = (
+        torch.export.export(kind(root, _graph()), _inputs(), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) * 2)
+        for kind in (Program, fx.GraphModule)
+    )
+    assert stepwise.graph_module.code == coded.graph_module.code
+    assert stepwise.graph_signature == coded.graph_signature
+
+
 def test_parameters_are_read_at_every_call() -> None:
     program = Program(_root(), _graph())
     before = program(*_inputs())[0]
