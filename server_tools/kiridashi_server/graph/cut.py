@@ -48,8 +48,7 @@ def cut(program: fx.GraphModule, tracking: Tracking, plan: Plan) -> fx.GraphModu
         if size := chosen.smaller(slot.dim):
             _resize(nodes[slot.node], slot.argument, slot.position, size)
     for name, result in tracking.values.items():
-        meta = nodes[name].meta
-        meta["val"] = chosen.traced(meta.get("val"), result)
+        nodes[name].meta["val"] = chosen.traced(nodes[name].meta.get("val"), result)
     for average in tracking.averages:
         _keep_divisor(graph, nodes[average.node], count(average.dim, counts) / size_of(average.dim))
     tensors = change_tensors(program, lambda name, tensor: chosen.of(tensor, tracking.tensors[name]))
@@ -90,15 +89,17 @@ class _Chosen:
         self.kept = kept
         self.counts = counts
         self.sizes: dict[Dim, int] = {}
+        self.now: dict[Dim, Dim] = {}
         self.known: dict[tuple[Dim, torch.device], Tensor] = {}
         self.shapes: dict[tuple[Any, ...], Tensor] = {}
 
     def smaller(self, dim: Dim) -> int:
         """The size of ``dim`` after the cut, or zero if the cut leaves it as it is."""
-        if dim not in self.sizes:
+        known = self.sizes.get(dim)
+        if known is None:
             size = count(dim, self.counts)
-            self.sizes[dim] = 0 if size == size_of(dim) else size
-        return self.sizes[dim]
+            self.sizes[dim] = known = 0 if size == size_of(dim) else size
+        return known
 
     def of(self, tensor: Tensor, dims: Dims) -> Tensor:
         """The part of ``tensor`` that stays."""
@@ -111,10 +112,10 @@ class _Chosen:
         """The traced value with its new shape, so that the cut program can be tracked again."""
         if isinstance(result, tuple):
             return tuple(self.traced(item, dims) for item, dims in zip(value, result, strict=True))
-        now = [self.smaller(dim) for dim in result]
+        now = list(map(self.smaller, result))
         if not any(now) or not isinstance(value, Tensor):
             return value
-        key = (value.dtype, *result)
+        key = (value.dtype, *map(self._resolved, result))
         if key not in self.shapes:
             shape = [
                 was // size_of(dim) * size if size else was
@@ -122,6 +123,11 @@ class _Chosen:
             ]
             self.shapes[key] = _traced(shape, value.dtype)
         return self.shapes[key]
+
+    def _resolved(self, dim: Dim) -> Dim:
+        if dim not in self.now:
+            self.now[dim] = resolve(dim)
+        return self.now[dim]
 
     def _indices(self, dim: Dim, device: torch.device) -> Tensor:
         if (dim, device) not in self.known:

@@ -74,7 +74,9 @@ class _Steps:
         """After each step, the places of inputs and results that nothing needs any more."""
         last = dict.fromkeys(self.inputs.values(), 0)
         for index, step in enumerate(self.steps):
-            last.update((place, index) for place in step.places if place in last)
+            for place in step.places:
+                if place in last:
+                    last[place] = index
             last[step.result] = index
         found: dict[int, list[int]] = {}
         for place, index in last.items():

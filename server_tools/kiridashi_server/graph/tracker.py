@@ -224,9 +224,10 @@ def _groups(tensors: Mapping[str, Dims], parameters: Sequence[str], notes: Notes
     frozen: list[Frozen] = []
     for name in parameters:
         for axis, dim in enumerate(tensors[name]):
-            for atom in dict.fromkeys(atom for atom in leaves(dim) if not atom.frozen):
+            units = list(dict.fromkeys([atom for atom in leaves(dim) if not atom.frozen]))
+            for atom in units:
                 members.setdefault(atom, []).append(Member(name, axis))
-            if size_of(dim) > 1 and is_frozen(dim) and reason_of(dim) != operators.KERNEL:
+            if not units and size_of(dim) > 1 and reason_of(dim) != operators.KERNEL:
                 frozen.append(Frozen(name, axis, size_of(dim), reason_of(dim)))
     heads = {atom for dim in notes.heads for atom in leaves(dim)}
     order = {name: place for place, name in enumerate(notes.producers)}
