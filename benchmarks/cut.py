@@ -1,6 +1,7 @@
 """Is the cut exact on architectures that nobody adapted to it, and does it reach as far as torch-pruning?
 
-``python -m benchmarks.cut --json OUT [--quick] [--seed N]``. For every model of the zoo, in float64:
+``python -m benchmarks.cut --json OUT [--quick] [--seed N] [--models NAME ...] [--no-exports]``. For every model of the
+zoo, or those named, in float64:
 
 * the largest difference between the program and the model, and between the cut and the masked dense program:
   half of all groups at once, three times, and (without ``--quick``) half of each group by itself; a mask that
@@ -38,7 +39,7 @@ from torch import Tensor, fx, nn
 
 from benchmarks import exports
 from benchmarks.cells import Cells
-from benchmarks.report import Figure, Options, Report, parse_options, rounded, show, table
+from benchmarks.report import Figure, Options, Report, options_parser, rounded, show, table
 from benchmarks.torch_pruning import OracleResult, prune_half
 from benchmarks.zoo import ZOO, Entry
 
@@ -52,12 +53,16 @@ _QUICK_EXPORTS = 4
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure the whole zoo, print the table and write the report; 1 if a model crashed or was not exact."""
-    options = parse_options("cut", "the zoo: exactness, reach and time of the cut", arguments)
+    parser = options_parser("cut", "the zoo: exactness, reach and time of the cut")
+    parser.add_argument("--models", nargs="+", choices=ZOO, default=list(ZOO), metavar="NAME", help="only these models")
+    parser.add_argument("--no-exports", action="store_true", help="without the runtimes, which take most of the time")
+    parsed = parser.parse_args(arguments)
+    options = Options(parsed.json, parsed.quick, parsed.seed)
     report = Report("cut", options)
     torch.set_num_threads(1)
-    cells = Cells.of_environment(_CODE, quick=options.quick, seed=options.seed)
-    for number, name in enumerate(ZOO):
-        kinds = _KINDS if not options.quick else ("onnx",) if number % _QUICK_EXPORTS == 0 else ()
+    cells = Cells.of_environment(_CODE, quick=options.quick, seed=options.seed, exports=not parsed.no_exports)
+    for name in parsed.models:
+        kinds = _kinds(name, options) if not parsed.no_exports else ()
         with _quiet():
             row, reused = cells.get(name, partial(_model, name, kinds, options))
         report.rows.append(row | {"reused": reused})
@@ -68,6 +73,12 @@ def main(arguments: list[str] | None = None) -> int:
     report.print_figures()
     report.write()
     return 0 if report.figures["crashes"].value == 0 and report.figures["exact_share"].value == 1 else 1
+
+
+def _kinds(name: str, options: Options) -> tuple[str, ...]:
+    if not options.quick:
+        return _KINDS
+    return ("onnx",) if list(ZOO).index(name) % _QUICK_EXPORTS == 0 else ()
 
 
 def _model(name: str, kinds: tuple[str, ...], options: Options) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import count as count_up
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,16 @@ def cut(program: fx.GraphModule, tracking: Tracking, plan: Plan) -> fx.GraphModu
     plan.validate(tracking.layout)
     kept = {tracking.atoms[name]: np.asarray(units, dtype=np.int64) for name, units in plan.kept.items()}
     counts = {atom: len(units) for atom, units in kept.items()}
+    chosen = _Chosen(kept, counts)
     graph = copy_graph(program)
     nodes = {node.name: node for node in graph.nodes}
     for slot in tracking.slots:
-        _resize(nodes[slot.node], slot.argument, slot.position, count(slot.dim, counts))
+        if size := chosen.smaller(slot.dim):
+            _resize(nodes[slot.node], slot.argument, slot.position, size)
     for name, result in tracking.values.items():
-        nodes[name].meta["val"] = _reshaped(nodes[name].meta.get("val"), result, counts)
+        nodes[name].meta["val"] = chosen.traced(nodes[name].meta.get("val"), result)
     for average in tracking.averages:
         _keep_divisor(graph, nodes[average.node], count(average.dim, counts) / size_of(average.dim))
-    chosen = _Chosen(kept, counts)
     tensors = change_tensors(program, lambda name, tensor: chosen.of(tensor, tracking.tensors[name]))
     for pick in tracking.picks:
         _pick(graph, nodes[pick.node], pick, kept, tensors)
@@ -81,25 +83,56 @@ class _Masked(nn.Module):
 
 
 class _Chosen:
-    """What stays of tensors; the indices of a dimension are worked out once for all that run over it."""
+    """What stays of tensors; sizes and indices are worked out once for all that run over the same dimensions."""
 
     def __init__(self, kept: Mapping[Atom, npt.NDArray[np.int64]], counts: Mapping[Atom, int]) -> None:
         self.kept = kept
         self.counts = counts
-        self.known: dict[Dim, Tensor] = {}
+        self.sizes: dict[Dim, int] = {}
+        self.now: dict[Dim, Dim] = {}
+        self.known: dict[tuple[Dim, torch.device], Tensor] = {}
+        self.shapes: dict[tuple[Any, ...], Tensor] = {}
+
+    def smaller(self, dim: Dim) -> int:
+        """The size of ``dim`` after the cut, or zero if the cut leaves it as it is."""
+        known = self.sizes.get(dim)
+        if known is None:
+            size = count(dim, self.counts)
+            self.sizes[dim] = known = 0 if size == size_of(dim) else size
+        return known
 
     def of(self, tensor: Tensor, dims: Dims) -> Tensor:
         """The part of ``tensor`` that stays."""
-        small = tensor.detach()
         for axis, dim in enumerate(dims):
-            if count(dim, self.counts) != small.shape[axis]:
-                small = small.index_select(axis, self._indices(resolve(dim)).to(small.device))
-        return small
+            if self.smaller(dim):
+                tensor = tensor.index_select(axis, self._indices(resolve(dim), tensor.device))
+        return tensor
 
-    def _indices(self, dim: Dim) -> Tensor:
-        if dim not in self.known:
-            self.known[dim] = torch.from_numpy(indices(dim, self.kept))
-        return self.known[dim]
+    def traced(self, value: Any, result: Result) -> Any:
+        """The traced value with its new shape, so that the cut program can be tracked again."""
+        if isinstance(result, tuple):
+            return tuple(self.traced(item, dims) for item, dims in zip(value, result, strict=True))
+        now = list(map(self.smaller, result))
+        if not any(now) or not isinstance(value, Tensor):
+            return value
+        key = (value.dtype, *map(self._resolved, result))
+        if key not in self.shapes:
+            shape = [
+                was // size_of(dim) * size if size else was
+                for was, size, dim in zip(value.shape, now, result, strict=True)
+            ]
+            self.shapes[key] = _traced(shape, value.dtype)
+        return self.shapes[key]
+
+    def _resolved(self, dim: Dim) -> Dim:
+        if dim not in self.now:
+            self.now[dim] = resolve(dim)
+        return self.now[dim]
+
+    def _indices(self, dim: Dim, device: torch.device) -> Tensor:
+        if (dim, device) not in self.known:
+            self.known[dim, device] = torch.from_numpy(indices(dim, self.kept)).to(device)
+        return self.known[dim, device]
 
 
 def _resize(node: fx.Node, argument: str, position: int | None, size: int) -> None:
@@ -167,25 +200,14 @@ def _narrowed(operand: fx.Node, pick: Pick, chosen: npt.NDArray[np.int64], tenso
     return True
 
 
-def _reshaped(value: Any, result: Result, counts: Mapping[Atom, int]) -> Any:
-    """The traced value with its new shape, so that the cut program can be tracked again."""
-    if isinstance(result, tuple):
-        return tuple(_reshaped(item, dims, counts) for item, dims in zip(value, result, strict=True))
-    if not isinstance(value, Tensor):
-        return value
-    now = [count(dim, counts) for dim in result]
-    if all(size == size_of(dim) for size, dim in zip(now, result, strict=True)):
-        return value
-    shape = [
-        was if size == size_of(dim) else was // size_of(dim) * size
-        for was, size, dim in zip(value.shape, now, result, strict=True)
-    ]
-    return _traced(shape, value.dtype)
-
-
 def _traced(shape: Sequence[int | torch.SymInt], dtype: torch.dtype) -> Tensor:
     """A tensor without data of that shape; its strides are zero, because an open batch makes real ones slow."""
-    return torch.empty(0, dtype=dtype, device="meta").as_strided(shape, [0] * len(shape))
+    return _nothing(dtype).as_strided(shape, [0] * len(shape))
+
+
+@lru_cache(maxsize=64)
+def _nothing(dtype: torch.dtype) -> Tensor:
+    return torch.empty(0, dtype=dtype, device="meta")
 
 
 def save_cut(path: Path, plan: Plan, module: fx.GraphModule) -> None:

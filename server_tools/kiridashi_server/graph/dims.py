@@ -10,7 +10,6 @@ Everything that cannot be lined up is frozen: a wrong cut is impossible, a misse
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -50,10 +49,16 @@ def fresh(size: int, frozen: str = "") -> Dim:
 
 def resolve(dim: Dim) -> Dim:
     """``dim`` in today's atoms: merges and splits followed, factors of size one dropped."""
+    for atom in dim:
+        if atom.stands_for is not None or atom.size == 1:
+            break
+    else:
+        return dim
     found: list[Atom] = []
     for atom in dim:
         if atom.stands_for is not None:
-            found.extend(resolve(atom.stands_for))
+            atom.stands_for = resolve(atom.stands_for)  # the next one to ask has a shorter way
+            found.extend(atom.stands_for)
         elif atom.size != 1:
             found.append(atom)
     return tuple(found)
@@ -61,7 +66,10 @@ def resolve(dim: Dim) -> Dim:
 
 def size_of(dim: Dim) -> int:
     """How many indices ``dim`` runs over."""
-    return math.prod(atom.size for atom in dim)
+    size = 1
+    for atom in dim:
+        size *= atom.size
+    return size
 
 
 def leaves(dim: Dim) -> Iterator[Atom]:
@@ -76,7 +84,7 @@ def leaves(dim: Dim) -> Iterator[Atom]:
 
 def is_frozen(dim: Dim) -> bool:
     """Whether nothing in ``dim`` may be cut."""
-    return all(atom.frozen for atom in leaves(dim))
+    return all(all(map(is_frozen, atom.pieces)) if atom.pieces else atom.frozen for atom in resolve(dim))
 
 
 def reason_of(dim: Dim) -> str:
@@ -205,10 +213,10 @@ def _merge(a: Atom, b: Atom) -> None:
 
 def count(dim: Dim, kept: Mapping[Atom, int]) -> int:
     """The size of ``dim`` when each atom in ``kept`` has that many indices left."""
-    return math.prod(
-        sum(count(piece, kept) for piece in atom.pieces) if atom.pieces else kept.get(atom, atom.size)
-        for atom in resolve(dim)
-    )
+    number = 1
+    for atom in resolve(dim):
+        number *= sum(count(piece, kept) for piece in atom.pieces) if atom.pieces else kept.get(atom, atom.size)
+    return number
 
 
 def indices(dim: Dim, kept: Mapping[Atom, npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from kiridashi_server.graph.errors import GraphError
 from kiridashi_server.graph.exporting import export, plain
 from kiridashi_server.graph.nodes import arguments, operator_name, set_argument
+from kiridashi_server.graph.stepwise import Program
 
 __all__ = [
     "arguments",
@@ -111,21 +113,32 @@ def copy_program(program: fx.GraphModule) -> fx.GraphModule:
 def copy_graph(program: fx.GraphModule) -> fx.Graph:
     """The program's graph again: own nodes of the same names, their traced values shared."""
     graph = fx.Graph()
-    graph.output(graph.graph_copy(program.graph, {}))
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        if node.op == "output":
+            graph.output(fx.map_arg(node.args[0], copies.__getitem__))
+            break
+        # Arguments are set afterwards: a graph that is given them at once looks through them for symbols.
+        copies[node] = own = graph.create_node(node.op, node.target, name=node.name, type_expr=node.type)
+        if node.args:
+            own.args = fx.map_arg(node.args, copies.__getitem__)
+        if node.kwargs:
+            own.kwargs = fx.map_arg(node.kwargs, copies.__getitem__)
+        own.meta.update(node.meta)
     return graph
 
 
 def change_tensors(program: fx.GraphModule, change: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
     """The program's tensors by name, in the order of first mention, after ``change``; copies where it keeps them.
 
-    What is a parameter stays one, with its ``requires_grad``; a tensor under two names stays one tensor, and is
-    changed once.
+    ``change`` is given the values alone, without a gradient. What is a parameter stays one, with its
+    ``requires_grad``; a tensor under two names stays one tensor, and is changed once.
     """
     own: dict[int, Tensor] = {}
     changed: dict[str, Tensor] = {}
     for name, tensor in tensors_of(program).items():
         if id(tensor) not in own:
-            value = change(name, tensor).detach()
+            value = change(name, tensor.detach())
             value = value.clone() if value.data_ptr() == tensor.data_ptr() else value
             own[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
         changed[name] = own[id(tensor)]
@@ -133,20 +146,21 @@ def change_tensors(program: fx.GraphModule, change: Callable[[str, Tensor], Tens
 
 
 def assemble(source: fx.GraphModule, graph: fx.Graph, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
-    """A program of ``graph`` and these tensors, all else as in ``source``; the code is generated once.
+    """A program of ``graph`` and these tensors, all else as in ``source``.
 
     Bodies of conditions and the like, which hold no tensors, are shared with ``source``.
     """
-    program = fx.GraphModule(nn.Module(), fx.Graph(), class_name="Program")
+    program = Program(nn.Module(), fx.Graph(), class_name="Program")
     owners: dict[str, nn.Module] = {"": program}
     for name, tensor in tensors.items():
         path, _, leaf = name.rpartition(".")
         _register(_owner(owners, path), leaf, tensor)
-    for name, body in _attributes(source).items():
-        if isinstance(body, nn.Module):
-            program.add_submodule(name, body)
+    for node in graph.find_nodes(op="get_attr"):
+        if node.target not in tensors and isinstance(body := attrgetter(node.target)(source), nn.Module):
+            program.add_submodule(node.target, body)
     program.graph = graph
-    program.train(source.training)
+    for owner in owners.values():
+        owner.training = source.training
     return program
 
 
@@ -218,15 +232,15 @@ def weight_names(program: fx.GraphModule) -> tuple[str, ...]:
 
 def _attributes(program: fx.GraphModule) -> dict[str, Any]:
     """What the graph reads of its module: tensors, and the bodies of conditions and the like."""
-    owners: dict[str, nn.Module] = {}
-    found: dict[str, Any] = {}
-    for node in program.graph.find_nodes(op="get_attr"):
-        name = str(node.target)
-        path, _, leaf = name.rpartition(".")
-        if path not in owners:
-            owners[path] = program.get_submodule(path)
-        found[name] = getattr(owners[path], leaf)
-    return found
+    found: dict[str, Any] = {"": program}
+
+    def read(name: str) -> Any:
+        if name not in found:
+            path, _, leaf = name.rpartition(".")
+            found[name] = getattr(read(path), leaf)
+        return found[name]
+
+    return {name: read(name) for name in [str(node.target) for node in program.graph.find_nodes(op="get_attr")]}
 
 
 def finish(program: fx.GraphModule) -> fx.GraphModule:

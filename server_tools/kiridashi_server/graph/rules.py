@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
-import torch
 from torch import Tensor, fx
 
 from kiridashi_server.graph.dims import ONE, Dim, Dims, freeze, fresh, size_of
@@ -151,6 +150,7 @@ class Call:
         self.normalised = normalised
         self._known = known
         self._notes = notes
+        self._shapes: tuple[tuple[int, ...], ...] = ()
 
     def dims(self, argument: str) -> Dims | None:
         """Dimensions of a tensor argument; None when it is absent or no single tensor."""
@@ -169,12 +169,15 @@ class Call:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the result, the open batch counted as :data:`BATCH`."""
-        return shape_of(self.node.meta["val"])
+        return self.shapes[0]
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the results of an operator with several."""
-        return tuple(shape_of(value) for value in self.node.meta["val"])
+        if not self._shapes:
+            value = self.node.meta["val"]
+            self._shapes = tuple(shape_of(one) for one in ((value,) if isinstance(value, Tensor) else value))
+        return self._shapes
 
     def reads(self, argument: str, axis: int, dim: Dim, position: int | None = None) -> None:
         """State that the operator sums over axis ``axis`` (negative) of ``argument``, or of its item ``position``.
@@ -254,13 +257,7 @@ def passed_on(dim: Dim) -> Dim:
 
 def shape_of(value: Tensor) -> tuple[int, ...]:
     """Shape of a traced tensor in plain numbers, an open batch counted as :data:`BATCH`."""
-    return tuple(_number(size) for size in value.shape)
-
-
-def _number(size: int | torch.SymInt) -> int:
-    if isinstance(size, int):
-        return size
-    return _with_batch(size.node.expr)
+    return tuple([size if isinstance(size, int) else _with_batch(size.node.expr) for size in value.shape])
 
 
 @lru_cache(maxsize=4096)

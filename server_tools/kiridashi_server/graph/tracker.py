@@ -22,6 +22,9 @@ from kiridashi_server.graph.rules import Average, Call, Norm, Notes, Pick, Read,
 _SIZES_ALONE = frozenset({"sym_size", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"})
 """Operators that take only sizes and the data type from their first argument."""
 
+_NUMBERS = re.compile(r"(\d+)")
+_TENSORS = (Tensor, tuple, list)
+
 OUTPUT = "output"
 """Name under which a read of the program's output by the outside is recorded."""
 
@@ -149,14 +152,14 @@ class _Tracker:
 
     def _call(self, node: fx.Node) -> None:
         value = node.meta.get("val")
-        if operator_name(node) in _SIZES_ALONE or self.notes.constants.issuperset(node.all_input_nodes):
-            self.notes.constants.add(node)
-        rule = find_rule(operator_name(node))
         call = Call(node, self.known, self.notes, normalised=self.cut_normalised)
+        if call.name in _SIZES_ALONE or self.notes.constants.issuperset(node.all_input_nodes):
+            self.notes.constants.add(node)
+        rule = find_rule(call.name)
         result = rule(call) if rule is not None else None
-        if result is None or not _fits(result, value):
+        if result is None or not _fits(result, call):
             result = self._give_up(node, value)
-        if isinstance(value, Tensor | tuple | list):
+        if isinstance(value, _TENSORS):
             self.known[node] = result
 
     def _give_up(self, node: fx.Node, value: Any) -> Result:
@@ -205,12 +208,13 @@ def _frozen(value: Any, reason: str) -> Dims:
     return [fresh(size, reason) for size in shape_of(value)] if isinstance(value, Tensor) else []
 
 
-def _fits(result: Result, value: Any) -> bool:
+def _fits(result: Result, call: Call) -> bool:
     """Whether a rule's dimensions have the traced sizes; if not, the rule does not hold for this call."""
+    value = call.node.meta.get("val")
     if isinstance(value, Tensor):
-        return isinstance(result, list) and tuple(map(size_of, result)) == shape_of(value)
+        return isinstance(result, list) and tuple(map(size_of, result)) == call.shape
     if isinstance(value, tuple | list):
-        return isinstance(result, tuple) and len(result) == len(value) and all(map(_fits, result, value))
+        return isinstance(result, tuple) and tuple([tuple(map(size_of, dims)) for dims in result]) == call.shapes
     return True
 
 
@@ -220,18 +224,20 @@ def _groups(tensors: Mapping[str, Dims], parameters: Sequence[str], notes: Notes
     frozen: list[Frozen] = []
     for name in parameters:
         for axis, dim in enumerate(tensors[name]):
-            for atom in dict.fromkeys(atom for atom in leaves(dim) if not atom.frozen):
+            units = list(dict.fromkeys([atom for atom in leaves(dim) if not atom.frozen]))
+            for atom in units:
                 members.setdefault(atom, []).append(Member(name, axis))
-            if size_of(dim) > 1 and is_frozen(dim) and reason_of(dim) != operators.KERNEL:
+            if not units and size_of(dim) > 1 and reason_of(dim) != operators.KERNEL:
                 frozen.append(Frozen(name, axis, size_of(dim), reason_of(dim)))
     heads = {atom for dim in notes.heads for atom in leaves(dim)}
     order = {name: place for place, name in enumerate(notes.producers)}
     making = {(name, axis) for name, (axis, _) in notes.producers.items()}
 
+    natural = {name: _natural(name) for name in parameters}
     atoms: dict[str, Atom] = {}
     found: list[tuple[int, Group]] = []
     for atom, places in members.items():
-        places.sort(key=lambda member: (_natural(member.parameter), member.axis))
+        places.sort(key=lambda member: (natural[member.parameter], member.axis))
         makers = {place.parameter for place in places if (place.parameter, place.axis) in making}
         made = sorted(makers, key=order.__getitem__)
         kind: Kind = "node"
@@ -256,4 +262,4 @@ def _name(parameter: str, kind: Kind, taken: Mapping[str, Atom]) -> str:
 
 def _natural(name: str) -> tuple[tuple[int, str], ...]:
     """Sort key in which ``blocks.2`` comes before ``blocks.10``."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name))
+    return tuple([(int(part), "") if part.isdigit() else (-1, part) for part in _NUMBERS.split(name)])
