@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import msgspec
@@ -20,6 +20,7 @@ from kiridashi.messages import Desired, ErrorReport, LineDesired, LineState, Rep
 from kiridashi.slots import LineSlots
 
 from kiridashi_agent.actions import Actions, with_error
+from kiridashi_agent.background import IdleWork
 from kiridashi_agent.inspection import inspected
 from kiridashi_agent.journal import MAX_ATTEMPTS, DeviceRecord, Journal, LineRecord
 from kiridashi_agent.lifecycle import RESTING, Action, Event, advance, resume
@@ -29,8 +30,6 @@ from kiridashi_agent.process import JobCancelledError
 from kiridashi_agent.profile_worker import ProfileWorker
 from kiridashi_agent.reporting import build_report
 from kiridashi_agent.transport import Transport
-from kiridashi_agent.tune_worker import TuneWorker
-from kiridashi_agent.watching import DriftWatcher
 from kiridashi_agent.wishes import adopted, imported
 
 _LOG = logging.getLogger(__name__)
@@ -52,8 +51,7 @@ class Agent:
         actions: the lifecycle's actions.
         profiles: works on a profile that the server asked for, while every line rests.
         stop: set by whoever wants the agent to end; a running job is ended then.
-        tunings: tunes what serves when enough frames were named, while every line rests; without it nothing is.
-        watcher: watches the lines for drift while every line rests; without it nothing is watched.
+        idle: what else is done while every line rests.
     """
 
     def __init__(
@@ -64,8 +62,7 @@ class Agent:
         actions: Actions,
         profiles: ProfileWorker,
         stop: threading.Event,
-        tunings: TuneWorker | None = None,
-        watcher: DriftWatcher | None = None,
+        idle: Sequence[IdleWork] = (),
     ) -> None:
         self._config = config
         self._transport = transport
@@ -73,8 +70,7 @@ class Agent:
         self._actions = actions
         self._profiles = profiles
         self._stop = stop
-        self._tunings = tunings
-        self._watcher = watcher
+        self._idle = (profiles, *idle)
         self._published: Reported | None = None
         self._heard: Desired | None = None
         self._waiting: Desired | None = None
@@ -126,11 +122,8 @@ class Agent:
         self._listen(0.0 if self._due() else wait_s)
         with self._enduring(_DEVICE):
             if self._rests() and self._waiting is None:  # a tuning has its line's lock, and a wish needs it
-                self._profiles.go_on()
-                if self._tunings is not None:
-                    self._tunings.go_on()
-                if self._watcher is not None:
-                    self._watcher.go_on()
+                for work in self._idle:
+                    work.go_on()
             else:
                 self._pause()
         self._publish()
@@ -156,15 +149,12 @@ class Agent:
         return self._journal.line(line).state
 
     def _has_idle_work(self) -> bool:
-        return self._profiles.is_open() or (self._tunings is not None and self._tunings.is_open())
+        return any(work.is_open() for work in self._idle)
 
     def _pause(self) -> None:
         """Interrupt what is done in idle hours only."""
-        if self._watcher is not None:
-            self._watcher.pause()
-        if self._tunings is not None:
-            self._tunings.pause()
-        self._profiles.pause()
+        for work in self._idle:
+            work.pause()
 
     def _inspect(self) -> None:
         """Look whether every resting line still has what it serves, and clear away what killed processes left."""

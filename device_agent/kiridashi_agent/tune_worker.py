@@ -6,12 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from kiridashi.config import Config
 from kiridashi.errors import KiridashiError
 from kiridashi.slots import LineSlots
 from kiridashi.spool import SpoolFolder
 
+from kiridashi_agent.background import Background
 from kiridashi_agent.journal import MAX_ATTEMPTS, Journal
 from kiridashi_agent.process import JobCancelledError
 from kiridashi_agent.retune import LineTuner, TuneWish, named_ids
@@ -21,23 +23,18 @@ RETRY_S = 60.0
 
 
 class TuneWorker:
-    """Runs one tuning at a time in a thread of its own, while the agent lets it."""
+    """Runs one tuning at a time while the agent lets it; see :class:`~kiridashi_agent.background.IdleWork`."""
 
     def __init__(self, config: Config, journal: Journal, tuner: LineTuner) -> None:
         self._config, self._journal, self._tuner = config, journal, tuner
-        self._cancel = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._background = Background("kiridashi-tune")
         self._settled = False
         self._retry_at: dict[str, float] = {}
         self._answers: dict[str, tuple[tuple[int, int], tuple[str, ...]]] = {}
 
     def go_on(self) -> None:
-        """Begin a tuning if one is due; returns at once.
-
-        Raises: what the thread ended with, if that was a defect.
-        """
-        if self._thread is not None and self._thread.is_alive():
+        """Begin a tuning if one is due."""
+        if self._background.is_running():
             return
         self.pause()
         if not self._settled:
@@ -46,24 +43,15 @@ class TuneWorker:
             self._settled = True
         due = next((line for line in self._config.lines if self._is_due(line)), None)
         if due is not None:
-            self._cancel.clear()
-            self._thread = threading.Thread(target=self._body, args=(due,), name="kiridashi-tune", daemon=True)
-            self._thread.start()
+            self._background.start(partial(self._tune, due))
 
     def is_open(self) -> bool:
         """Whether a tuning is under way or due."""
-        busy = self._thread is not None and self._thread.is_alive()
-        return busy or any(self._is_due(line) for line in self._config.lines)
+        return self._background.is_running() or any(self._is_due(line) for line in self._config.lines)
 
     def pause(self) -> None:
-        """Interrupt a tuning and return once it has stopped; raises as :meth:`go_on`."""
-        self._cancel.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        """Interrupt a tuning."""
+        self._background.stop()
 
     def _is_due(self, line: str) -> bool:
         section = self._config.lines[line]
@@ -93,15 +81,13 @@ class TuneWorker:
             self._answers[line] = now, named_ids(state, line)
         return self._answers[line][1]
 
-    def _body(self, line: str) -> None:
+    def _tune(self, line: str, cancel: threading.Event) -> None:
         try:
-            self._tuner.tune(line, TuneWish("named"), self._cancel)
+            self._tuner.tune(line, TuneWish("named"), cancel)
         except JobCancelledError:
             _LOG.info("line=%s the tuning makes way, and is done later", line)
         except (KiridashiError, OSError) as error:
             self._put_off(line, error)
-        except BaseException as error:  # noqa: BLE001 - handed over to the agent's own thread
-            self._failure = error
 
     def _put_off(self, line: str, error: Exception) -> None:
         _LOG.warning("line=%s could not be tuned: %s", line, error)

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from kiridashi.drift.report import LineDrift
 from kiridashi.drift.rows import RowFolder
 from kiridashi.errors import KiridashiError, NetworkError
 
+from kiridashi_agent.background import Background
 from kiridashi_agent.jobs import WATCH_LIMITS, WatchOutcome, WatchRequest
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.process import JobCancelledError, Limits
@@ -39,36 +41,35 @@ class Publish(Protocol):
 
 
 class DriftWatcher:
-    """Looks after the lines now and then, in a thread of its own; one child process looks at all lines."""
+    """Looks after the lines now and then, with one child for all; see :class:`~kiridashi_agent.background.IdleWork`."""
 
     def __init__(self, config: Config, journal: Journal, watch: Watch, publish: Publish) -> None:
         self._config, self._journal = config, journal
         self._watch, self._publish = watch, publish
-        self._cancel = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._background = Background("kiridashi-watch")
         self._due = 0.0
 
     def go_on(self) -> None:
-        """Begin to look if it is time and a line has noted something; returns at once."""
+        """Begin to look if it is time and a line has noted something."""
         now = time.monotonic()
-        if now < self._due or (self._thread is not None and self._thread.is_alive()):
+        if now < self._due or self._background.is_running():
             return
+        self.pause()
         self._due = now + self._config.limits.watch_every_s
         lines = watched_lines(self._config)
         if any(RowFolder(self._config.device.state_dir, line).names() for line in lines):
-            self._cancel.clear()
-            self._thread = threading.Thread(target=self._look, args=(lines,), name="kiridashi-watch", daemon=True)
-            self._thread.start()
+            self._background.start(partial(self._look, lines))
 
     def pause(self) -> None:
-        """Interrupt a look that is under way and return once it has ended; it is made up for later."""
-        self._cancel.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """Interrupt a look that is under way; it is made up for later."""
+        self._background.stop()
 
-    def _look(self, lines: Mapping[str, int]) -> None:
-        limits = Limits(WATCH_LIMITS.seconds, WATCH_LIMITS.memory_bytes, self._cancel)
+    def is_open(self) -> bool:
+        """Never: there is always a next look, and nobody waits for it."""
+        return False
+
+    def _look(self, lines: Mapping[str, int], cancel: threading.Event) -> None:
+        limits = Limits(WATCH_LIMITS.seconds, WATCH_LIMITS.memory_bytes, cancel)
         try:
             look(self._config.device.state_dir, self._journal, lines, self._watch, self._publish, limits)
         except JobCancelledError:

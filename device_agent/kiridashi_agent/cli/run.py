@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         profiles = ProfileWorker(ProfileTask(config, transport, trust, journal, measure_probes))
         tunings = TuneWorker(config, journal, LineTuner(config, journal, trust, jobs))
         watcher = DriftWatcher(config, journal, jobs.watch, transport.publish_event)
-        agent = Agent(config, transport, journal, actions, profiles, stop, tunings, watcher)
+        agent = Agent(config, transport, journal, actions, profiles, stop, (tunings, watcher))
         transport.start()
         manager.tell(READY="1", STATUS=status_line(journal))
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -376,8 +377,8 @@ class TestByItself:
 
     def run(self, worker: TuneWorker) -> None:
         worker.go_on()
-        if worker._thread is not None:
-            worker._thread.join()
+        while worker._background.is_running():
+            time.sleep(0.005)
 
     def test_when_enough_new_frames_were_named_and_not_before(self, ready) -> None:
         configure(ready, tune_after=4)
