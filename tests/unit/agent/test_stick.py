@@ -105,10 +105,11 @@ def test_a_tuning_that_has_the_line_makes_way_for_a_wish(serving) -> None:
 
     with Tuning() as tuning:
         tuning.enter_context(serving.journal.lock("press-3", wait=False))
-        serving.agent._tunings = tuning
+        profiles, *rest = serving.agent._idle
+        serving.agent._idle = (profiles, tuning, *rest)
         serving.transport.want(2, press_3=V2)
         serving.agent.tick(0)
-        serving.agent._tunings = None
+        serving.agent._idle = (profiles, *rest)
         assert serving.settle().target == V2
 
 
