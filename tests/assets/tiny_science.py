@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.record import Kind, Policy, Provenance, Record
+from kiridashi_server.budget import Profile
 from kiridashi_server.dinov2 import Shape, VisionTransformer
 from kiridashi_server.tasks import Samples, Task
 from torch import Tensor, nn
@@ -130,3 +133,29 @@ def make_record(
         kind=kind,
         policy=policy,
     )
+
+
+def made_up_profile(backbone: Backbone, **changed: Any) -> Profile:
+    """A profile of a device that does not exist, with prices that are easy to reckon with."""
+    profile = Profile(
+        device_class="far-away",
+        hardware="real",
+        runtime_name="onnxruntime",
+        runtime="onnxruntime 1",
+        threads=1,
+        backbone_fingerprint=backbone.fingerprint,
+        layout_digest=backbone.layout.digest,
+        macs=backbone.costs.macs({}),
+        points=(),
+        block=8,
+        multiple=8,
+        block_errors={},
+        cliffs={},
+        memory={"fixed": 50e6, "parameters": 8.0},
+        file={"fixed": 2_000.0, "parameters": 4.0},
+        latency={"fixed": 0.01, "weights": 1e-7, "dense": 1e-8},
+        tail=1.2,
+        noise=0.0,
+        error={"memory": 0.0, "file": 0.0, "latency": 0.05},
+    )
+    return msgspec.structs.replace(profile, **changed)

@@ -16,7 +16,6 @@ from kiridashi_server import pipeline
 from kiridashi_server.amp.learning import ScoreSettings, learn_scores
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.store import Bank
-from kiridashi_server.budget import Profile
 from kiridashi_server.cli import cut as cut_commands
 from kiridashi_server.cut_run import CutRun, Exported
 from kiridashi_server.graph.plan import Plan
@@ -26,7 +25,7 @@ from kiridashi_server.settle.store import Settled, save_settled
 from kiridashi_server.stock.pieces import Piece, Stock, StockSettings
 from kiridashi_server.stock.store import Making, save_stock
 from kiridashi_server.tasks import Task, save_task_folder
-from tiny_science import make_record, tiny_samples
+from tiny_science import made_up_profile, make_record, tiny_samples
 
 SIZE = 32
 MAKING = Making({"hues": "sha256:1"}, ("a",), StockSettings(shares=(1.0,)), 0, 1.0)
@@ -44,27 +43,7 @@ def run(tmp_path, lite0, capsys, monkeypatch):
     monkeypatch.setattr(pipeline, "learn_scores", partial(learn_scores, settings=ScoreSettings(iterations=1)))
     splits = {"train": tiny_samples(3, 7), "val": tiny_samples(2, 8)}
     save_task_folder(Task("new", ("red", "green", "blue"), splits), tmp_path / "new")
-    profile = Profile(
-        device_class="far-away",
-        hardware="real",
-        runtime_name="onnxruntime",
-        runtime="onnxruntime 1",
-        threads=1,
-        backbone_fingerprint=lite0.fingerprint,
-        layout_digest=lite0.layout.digest,
-        macs=lite0.costs.macs({}),
-        points=(),
-        block=8,
-        multiple=8,
-        block_errors={},
-        cliffs={},
-        memory={"fixed": 50e6, "parameters": 8.0},
-        file={"fixed": 2_000.0, "parameters": 4.0},
-        latency={"fixed": 0.01, "weights": 1e-7, "dense": 1e-8},
-        tail=1.2,
-        noise=0.0,
-        error={"memory": 0.0, "file": 0.0, "latency": 0.05},
-    )
+    profile = made_up_profile(lite0)
     write_atomic(tmp_path / "profile.json", msgspec.json.encode(profile))
 
     def call(*arguments, as_json=True):

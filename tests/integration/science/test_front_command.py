@@ -9,37 +9,18 @@ from kiridashi import command
 from kiridashi.errors import ExitCode
 from kiridashi_server.backbone import Backbone
 from kiridashi_server.bank.store import Bank
-from kiridashi_server.budget import Profile
 from kiridashi_server.budget.requirements import Requirements
 from kiridashi_server.cli import bank, front
 from kiridashi_server.tasks import Task, save_task_folder
-from tiny_science import make_record, tiny_samples
+from tiny_science import made_up_profile, make_record, tiny_samples
 
 
 @pytest.fixture(scope="module")
 def profile():
     """A profile of the real backbone at 32 pixels, with made-up prices."""
     backbone = Backbone.load(image_size=32)
-    return Profile(
-        device_class="bench",
-        hardware="real",
-        runtime_name="onnxruntime",
-        runtime="onnxruntime 1",
-        threads=1,
-        backbone_fingerprint=backbone.fingerprint,
-        layout_digest=backbone.layout.digest,
-        macs=backbone.costs.macs({}),
-        points=(),
-        block=16,
-        multiple=16,
-        block_errors={},
-        cliffs={},
-        memory={"fixed": 50e6, "parameters": 8.0},
-        file={"fixed": 2_000.0, "parameters": 4.0},
-        latency={"fixed": 0.01, "weights": 1e-7, "dense": 1e-8},
-        tail=1.2,
-        noise=0.0,
-        error={"memory": 0.0, "file": 0.0, "latency": 0.0},
+    return made_up_profile(
+        backbone, device_class="bench", block=16, multiple=16, error={"memory": 0.0, "file": 0.0, "latency": 0.0}
     )
 
 
