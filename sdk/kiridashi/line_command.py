@@ -14,6 +14,7 @@ from pathlib import Path
 from kiridashi.command import Command, Outcome, main
 from kiridashi.errors import InputError
 from kiridashi.line import LineModel
+from kiridashi.line_program import loading
 from kiridashi.line_server import DEFAULT_PORT, LineServer, ServerLimits
 from kiridashi.runtime.protocol import PREFERENCE
 
@@ -77,7 +78,8 @@ def _info(arguments: argparse.Namespace) -> Outcome:
 
 
 def _open(line: str, arguments: argparse.Namespace, *, spool: bool = False) -> LineModel:
-    return LineModel.open(line, arguments.state, arguments.threads, arguments.provider, spool=spool)
+    with loading():
+        return LineModel.open(line, arguments.state, arguments.threads, arguments.provider, spool=spool)
 
 
 COMMANDS = (

@@ -55,19 +55,30 @@ def test_a_whole_update_with_tuning_needs_only_the_state_folder(program, respond
 
 RECORD = """
 import os, sys
+# Where an event has the path that changes, and the open folder, if any, that it is relative to.
+CHANGES = {
+    "os.mkdir": (0, 2), "os.remove": (0, 1), "os.rmdir": (0, 1), "os.chmod": (0, 2), "os.truncate": (0, None),
+    "os.rename": (1, 3), "os.link": (1, 3), "os.symlink": (1, 2),
+}
 def note(event, arguments):
     if event == "open":
-        path, mode, flags = arguments
+        (path, mode, flags), folder = arguments, -1
         written = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
     else:
-        path, written = arguments[event in ("os.rename", "os.link", "os.symlink")], True
+        place, relative = CHANGES[event]
+        path, folder, written = arguments[place], -1 if relative is None else arguments[relative], True
     if written and isinstance(path, (str, bytes)):
-        with_state = os.path.abspath(os.fsdecode(path))
-        if not with_state.startswith((os.environ["STATE"], "/proc/", "/sys/fs/cgroup/", "/dev/null")):
-            os.write(2, f"WROTE {event} {with_state}\\n".encode())
-CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod"}
+        start = os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 else os.getcwd()
+        whole = os.path.abspath(os.path.join(start, os.fsdecode(path)))
+        if not whole.startswith((STATE, "/proc/", "/sys/fs/cgroup/", "/dev/null")):
+            os.write(2, f"WROTE {event} {whole}\\n".encode())
 sys.addaudithook(lambda event, arguments: note(event, arguments) if event == "open" or event in CHANGES else None)
 """
+
+
+def recording(state: Path) -> str:
+    """A module that tells what its process writes outside of ``state``; children do not get the test's environment."""
+    return f"STATE = {str(state)!r}\n{RECORD}"
 
 
 def test_python_writes_nowhere_else_in_any_process(program, responder, fleet, tmp_path) -> None:
@@ -75,13 +86,13 @@ def test_python_writes_nowhere_else_in_any_process(program, responder, fleet, tm
     hook, home = tmp_path / "hook", tmp_path / "home"
     hook.mkdir()
     home.mkdir()
-    (hook / "sitecustomize.py").write_text(RECORD)
+    (hook / "sitecustomize.py").write_text(recording(program.state))
     folder = tmp_path / "bundle"
     fleet.publish(folder, make_bundle(folder, version=1))
     write_device_samples(tmp_path / "samples", per_class=12)
     program.configure(samples=tmp_path / "samples")
     responder.want("cam-1", Desired(1, {"press-3": LineDesired("lines/press-3/1.json")}))
-    place = {"STATE": str(program.state), "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
+    place = {"HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
     paths = {"PYTHONPATH": os.pathsep.join([str(hook), *sys.path])}
     command = [*BINARY, "run", "--once", "--log-level", "debug", "--state", str(program.state)]
     done = subprocess.run(
@@ -92,15 +103,19 @@ def test_python_writes_nowhere_else_in_any_process(program, responder, fleet, tm
     assert list(home.rglob("*")) == []  # nor does a library in C
 
 
+WRITTEN = (("open", "x"), ("os.mkdir", "y"), ("os.rmdir", "y"))
+
+
 def test_the_hook_sees_what_is_written(tmp_path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(RECORD)
-    code = f"open({str(tmp_path / 'x')!r}, 'w'); import os; os.mkdir({str(Path(tmp_path / 'y'))!r})"
+    (tmp_path / "sitecustomize.py").write_text(recording(Path("/nowhere")))
+    code = f"open({str(tmp_path / 'x')!r}, 'w'); import os; os.mkdir({str(tmp_path / 'y')!r}); "
+    code += f"folder = os.open({str(tmp_path)!r}, os.O_RDONLY); os.rmdir('y', dir_fd=folder)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        env={"STATE": "/nowhere", "PYTHONPATH": str(tmp_path)},
+        env={"PYTHONPATH": str(tmp_path)},
         timeout=30,
         check=True,
     )
-    assert done.stderr.count("WROTE") >= 2
+    assert [f"WROTE {event} {tmp_path}/{name}" in done.stderr for event, name in WRITTEN] == [True] * 3

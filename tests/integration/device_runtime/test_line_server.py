@@ -341,7 +341,7 @@ def test_ctrl_c_while_it_loads_shows_no_traceback(device: Device) -> None:
         finally:
             process.kill()
         assert "Traceback" not in said
-        assert process.returncode in (-signal.SIGINT, 130, 0)
+        assert process.returncode in (-signal.SIGINT, 130, 0), said
 
 
 def test_the_command_tells_what_a_line_has(device: Device, capsys: pytest.CaptureFixture[str]) -> None:
