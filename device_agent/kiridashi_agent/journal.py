@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
-from kiridashi.artifacts import aside, set_aside, sweep, write_atomic
+from kiridashi.artifacts import aside, is_shortage, set_aside, sweep, write_atomic
 from kiridashi.budget import Measurement
 from kiridashi.drift.report import LineDrift
 from kiridashi.errors import ExitCode, StateError
@@ -212,6 +212,8 @@ class Journal:
                 f"{path} cannot be read", why=str(error), next_step="run this as the agent's user"
             ) from error
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and is_shortage(error):
+                raise StateError(f"{path} cannot be read now", why=str(error)) from error
             set_aside(path)
             _LOG.error("the journal %s was damaged (%s); set aside as %s", path, error, aside(path).name)
             return None

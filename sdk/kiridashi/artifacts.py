@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -14,6 +15,7 @@ from kiridashi.manifest import CHUNK_BYTES, Artifact, ArtifactKind, Manifest, de
 
 MANIFEST_NAME = "manifest.json"
 _TEMPORARY = ".tmp"
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
 
 
 def iter_chunks(path: Path) -> Iterator[bytes]:
@@ -96,6 +98,11 @@ def sweep(folder: Path, name: str = "") -> None:
     """Remove what :func:`write_atomic` left of ``name`` (or of any file) when it was killed; for the only writer."""
     for path in folder.glob(f".{name}*{_TEMPORARY}"):
         path.unlink(missing_ok=True)
+
+
+def is_shortage(error: OSError) -> bool:
+    """Whether the system lacked something just then, which tells nothing of the file: no reason to set it aside."""
+    return error.errno in _SHORTAGES
 
 
 def aside(path: Path) -> Path:
