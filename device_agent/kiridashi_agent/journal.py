@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
-from kiridashi.artifacts import aside, is_shortage, set_aside, sweep, write_atomic
+from kiridashi.artifacts import aside, is_shortage, open_lock, set_aside, sweep, write_atomic
 from kiridashi.budget import Measurement
 from kiridashi.drift.report import LineDrift
 from kiridashi.errors import ExitCode, StateError
@@ -185,7 +186,7 @@ class Journal:
             StateError: it is taken, and ``wait`` is false.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"{check_name(name, 'lock')}.lock").open("w") as file:
+        with os.fdopen(open_lock(self._folder / f"{check_name(name, 'lock')}.lock"), "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -125,6 +125,11 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def open_lock(path: Path) -> int:
+    """A descriptor of a lock file: nothing is cut off, and a link in its place is not followed. Raises OSError."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

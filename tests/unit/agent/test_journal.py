@@ -69,3 +69,11 @@ def test_a_shortage_of_the_system_sets_nothing_aside(tmp_path, monkeypatch) -> N
         with pytest.raises(StateError, match="cannot be read now"):
             journal.line("press-3")
     assert journal.line("press-3") == RECORD
+
+
+def test_a_lock_cuts_off_no_file_that_a_link_names(tmp_path) -> None:
+    (tmp_path / "precious").write_bytes(b"content")
+    (tmp_path / "press-3.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"), Journal(tmp_path).lock("press-3", wait=False):
+        pass
+    assert (tmp_path / "precious").read_bytes() == b"content"
