@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from kiridashi.artifacts import MANIFEST_NAME, check_file
+from kiridashi.artifacts import MANIFEST_NAME, check_file, is_shortage
 from kiridashi.config import LineSection
 from kiridashi.errors import KiridashiError, StateError, TrustError
 from kiridashi.manifest import decode_manifest
@@ -21,6 +21,7 @@ from kiridashi.slots import TUNED_NAME, Active, LineSlots, Slot
 from kiridashi_agent.actions import with_active, with_error
 from kiridashi_agent.journal import LineRecord
 from kiridashi_agent.lifecycle import advance
+from kiridashi_agent.trust_child import NoResultError
 
 _LOG = logging.getLogger(__name__)
 CheckSeal = Callable[[Path, str, str, str], None]
@@ -35,6 +36,9 @@ def inspected(record: LineRecord, slots: LineSlots, section: LineSection, check_
         slots: of the line; its pointer is mended.
         section: the line's settings, with which a lost pointer is written.
         check_seal: checks a tuned file; takes the folder, the file's name, and the digests of parent and seal.
+
+    Raises:
+        OSError: the system was short of something, or the pointer cannot be written; nothing is known of the files.
     """
     active, trouble = _pointed_to(record, slots, section)
     if active is None:
@@ -66,6 +70,8 @@ def _pointed_to(
             return active, None
         why = f"{slots.pointer_path} was gone"
     except StateError as error:
+        if isinstance(error.__cause__, OSError) and is_shortage(error.__cause__):
+            raise error.__cause__ from None
         why = str(error)
     try:
         slots.restore(served)
@@ -98,8 +104,12 @@ def _damage(slots: LineSlots, active: Active, check_seal: CheckSeal) -> Kiridash
             raise TrustError(f"{path} is not the manifest that was activated")
         else:
             check_file(folder / artifact.name, artifact)
+    except NoResultError as error:  # killed for memory or time, say: the file may be as sound as ever
+        _LOG.warning("line=%s the seal could not be checked, and is looked at later: %s", slots.line, error)
     except KiridashiError as error:
         return error
     except OSError as error:
+        if is_shortage(error):
+            raise
         return StateError(f"{folder} cannot be read", why=str(error))
     return None

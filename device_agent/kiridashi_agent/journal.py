@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
-from kiridashi.artifacts import aside, set_aside, sweep, write_atomic
+from kiridashi.artifacts import aside, is_shortage, open_lock, set_aside, sweep, write_atomic
 from kiridashi.budget import Measurement
 from kiridashi.drift.report import LineDrift
 from kiridashi.errors import ExitCode, StateError
@@ -185,7 +186,7 @@ class Journal:
             StateError: it is taken, and ``wait`` is false.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"{check_name(name, 'lock')}.lock").open("w") as file:
+        with os.fdopen(open_lock(self._folder / f"{check_name(name, 'lock')}.lock"), "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -212,6 +213,8 @@ class Journal:
                 f"{path} cannot be read", why=str(error), next_step="run this as the agent's user"
             ) from error
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and is_shortage(error):
+                raise StateError(f"{path} cannot be read now", why=str(error)) from error
             set_aside(path)
             _LOG.error("the journal %s was damaged (%s); set aside as %s", path, error, aside(path).name)
             return None

@@ -7,12 +7,13 @@ The pinned root of the enrolment is the only thing believed; everything else is 
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kiridashi.artifacts import write_atomic
+from kiridashi.artifacts import open_lock, write_atomic
 from kiridashi.errors import BundleError, StateError, TrustError
 from kiridashi.manifest import Manifest, decode_manifest
 from kiridashi.messages import Request, digest_in, target_path
@@ -96,7 +97,7 @@ class TrustStore:
     def _alone(self) -> Iterator[None]:
         """Agent and import may run at once, and python-tuf's own files know no lock."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / ".lock").open("w") as lock:
+        with os.fdopen(open_lock(self._folder / ".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Collection
 
 import kiridashi
-from kiridashi.messages import LineState, Reported
+import msgspec
+from kiridashi.messages import MAX_CONTROL_BYTES, LineState, Reported, encode
 
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.machine import resident_bytes
@@ -27,11 +28,15 @@ HEAVY_MODULES = (
 
 
 def build_report(device: str, lines: Collection[str], journal: Journal) -> Reported:
-    """The report of ``device``: every configured line, every line that the journal knows, the profile, and drift."""
+    """The report of ``device``: every configured line, every line that the journal knows, the profile, and drift.
+
+    The server takes no message over 64 KiB: of a larger report the examples of drift go first, then the trials of the
+    files, then drift.
+    """
     states = {line: LineState(phase="idle") for line in lines}
     states |= {line: record.state for line, record in journal.lines().items()}
     profile = journal.profile()
-    return Reported(
+    report = Reported(
         device=device,
         generation=journal.device().generation,
         lines=states,
@@ -41,3 +46,17 @@ def build_report(device: str, lines: Collection[str], journal: Journal) -> Repor
         probes=profile.state if profile else None,
         drift=journal.drift(),
     )
+    return _fitting(report)
+
+
+def _fitting(report: Reported) -> Reported:
+    replace = msgspec.structs.replace
+    if len(encode(report)) > MAX_CONTROL_BYTES:
+        bare = {
+            line: replace(drift, findings=tuple(replace(finding, examples=()) for finding in drift.findings))
+            for line, drift in report.drift.items()
+        }
+        report = replace(report, drift=bare)
+    if len(encode(report)) > MAX_CONTROL_BYTES:
+        report = replace(report, lines={line: replace(state, trials=()) for line, state in report.lines.items()})
+    return report if len(encode(report)) <= MAX_CONTROL_BYTES else replace(report, drift={})

@@ -58,6 +58,10 @@ class _Failed(msgspec.Struct, frozen=True, tag="failed"):
     fault: Fault
 
 
+class NoResultError(StateError):
+    """The child ended without a result, so nothing is known of what it was to check."""
+
+
 class _Answer(msgspec.Struct, frozen=True):
     data: bytes = b""
     missing: str = ""
@@ -83,7 +87,7 @@ def carry_out(order: Order, ask: AskServer) -> bytes:
 def run_in_child(order: Order, ask: AskServer, limit_s: float = _LIMIT_S) -> bytes:
     """Have ``order`` carried out by a child process, killed after ``limit_s``; ``ask`` answers its questions here.
 
-    Raises: what :func:`carry_out` and ``ask`` raise, and StateError when the child ends without a result.
+    Raises: what :func:`carry_out` and ``ask`` raise, and NoResultError when the child ends without a result.
     """
     command = [sys.executable, "-P", "-m", __name__]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -159,8 +163,8 @@ def _error(fault: Fault) -> KiridashiError:
     return kinds.get(fault.kind, StateError)(fault.what, why=fault.why, next_step=fault.next_step)
 
 
-def _no_result(why: str) -> StateError:
-    return StateError("the child process that checks signatures gave no result", why=why)
+def _no_result(why: str) -> NoResultError:
+    return NoResultError("the child process that checks signatures gave no result", why=why)
 
 
 if __name__ == "__main__":

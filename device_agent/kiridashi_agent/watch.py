@@ -70,6 +70,7 @@ def _watch_line(state_dir: Path, line: str, wanted: int) -> LineDrift | None:
     if kept is None or kept.state.digest != active.model_digest:
         server = _server_rows(folder, manifest)
         kept = Kept(new_watch(active.model_digest, manifest.labels, server, wanted, tuned=active.tuned))
+    rows.remove(kept.taken)  # of a look that was killed; the state on the disk names them until they are gone
     before = kept.state.findings
     names = [name for name in rows.names() if name not in kept.taken][:MAX_FILES]
     state = advanced(kept.state, _rows(rows, names, active, len(manifest.labels)))
@@ -77,7 +78,7 @@ def _watch_line(state_dir: Path, line: str, wanted: int) -> LineDrift | None:
     new = tuple(_with_examples(finding, state, state_dir, line, size) for finding in state.findings[len(before) :])
     state = msgspec.structs.replace(state, findings=(*before, *new))
     write_atomic(path, msgspec.json.encode(Kept(state, tuple(names))), mode=0o600)
-    rows.remove([*kept.taken, *names])
+    rows.remove(names)
     return summary(state)
 
 

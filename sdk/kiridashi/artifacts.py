@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -14,6 +15,7 @@ from kiridashi.manifest import CHUNK_BYTES, Artifact, ArtifactKind, Manifest, de
 
 MANIFEST_NAME = "manifest.json"
 _TEMPORARY = ".tmp"
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
 
 
 def iter_chunks(path: Path) -> Iterator[bytes]:
@@ -98,6 +100,11 @@ def sweep(folder: Path, name: str = "") -> None:
         path.unlink(missing_ok=True)
 
 
+def is_shortage(error: OSError) -> bool:
+    """Whether the system lacked something just then, which tells nothing of the file: no reason to set it aside."""
+    return error.errno in _SHORTAGES
+
+
 def aside(path: Path) -> Path:
     """Where :func:`set_aside` puts a file."""
     return path.with_name(path.name + ".damaged")
@@ -116,6 +123,11 @@ def remove(path: Path) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
+
+
+def open_lock(path: Path) -> int:
+    """A descriptor of a lock file: nothing is cut off, and a link in its place is not followed. Raises OSError."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
 
 def sync_folder(folder: Path) -> None:

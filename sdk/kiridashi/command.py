@@ -18,6 +18,7 @@ from typing import Any
 
 from kiridashi.errors import ExitCode, KiridashiError, MissingExtraError, StateError
 
+_CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
@@ -136,5 +137,6 @@ def _parser(prog: str, description: str, commands: Sequence[Command]) -> argpars
 
 
 def _write(stream: Any, text: str) -> None:
-    stream.write(text + "\n")
+    # Texts may come from devices, file names and models: none of them is to steer the terminal.
+    stream.write(text.translate(_CONTROLS) + "\n")
     stream.flush()

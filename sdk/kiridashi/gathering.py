@@ -23,6 +23,7 @@ from kiridashi.kept import MAX_FRAME_BYTES, KeptFrame, KeptSamples, choose_kept,
 from kiridashi.preprocess import resize
 from kiridashi.samples import Samples, read_samples
 from kiridashi.spool import AnswerLog, SpoolFolder
+from kiridashi.spool.entries import parse_name
 
 Source = Literal["files", "given", "named", "kept"]
 HOLDOUT_SHARE = 0.25
@@ -181,7 +182,8 @@ def _named(
 ) -> Iterator[_Found]:
     """The frames that people gave a class which the model knows. Damaged ones are set aside."""
     for entry, label in said.items():
-        frame = spool.read(spool.answered / entry) if label in labels else None
+        # The name is a line of a file: one that is no frame's could lead anywhere, and what is read there be set aside.
+        frame = spool.read(spool.answered / entry) if label in labels and parse_name(entry, 0) is not None else None
         if frame is not None:
             image = np.frombuffer(frame.pixels, np.uint8).reshape(frame.header.height, frame.header.width, 3)
             sized = resize(image[None], *size)[0]

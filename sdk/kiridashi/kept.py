@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ MAX_FRAME_BYTES = _MIB
 MAX_INDEX_BYTES = 16 * _MIB
 MAX_PARTS = 50_000
 _KEY_DIGITS = 32
+_DAMAGE = (zipfile.BadZipFile, KeyError, ValueError, msgspec.MsgspecError, EOFError, RuntimeError, zlib.error)
 
 
 class KeptFrame(msgspec.Struct, frozen=True):
@@ -159,7 +161,12 @@ class KeptSamples:
                     raise ValueError("the index is too large")
                 index = msgspec.json.decode(archive.read(_INDEX), type=KeptIndex)
                 size = sum(frame.bytes for frame in index.frames)
-                if archive.getinfo(_PIXELS).file_size != size:
+                stored = archive.getinfo(_PIXELS)
+                if any(min(frame.height, frame.width) < 1 for frame in index.frames):
+                    raise ValueError("a frame has no size")
+                if stored.compress_type != zipfile.ZIP_STORED:  # packed, it could be larger than any memory
+                    raise ValueError("the pixels are packed")
+                if stored.file_size != size:
                     raise ValueError("the pixels do not fit the index")
                 if not pixels:
                     return index, []
@@ -167,7 +174,7 @@ class KeptSamples:
                     return index, [(frame, source.read(frame.bytes)) for frame in index.frames]
         except FileNotFoundError:
             return KeptIndex(), []
-        except (zipfile.BadZipFile, KeyError, ValueError, msgspec.MsgspecError, EOFError) as error:
+        except _DAMAGE as error:
             aside = self.path.with_name(KEPT_NAME + ".damaged")
             self.path.replace(aside)
             _log.error("the kept samples %s were damaged (%s); set aside as %s", self.path, error, aside.name)

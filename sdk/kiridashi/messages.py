@@ -12,7 +12,7 @@ Version 1.1 added the profiles: ``Desired.probes``, ``Reported.probes`` and the 
 from __future__ import annotations
 
 import re
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -30,6 +30,7 @@ MAX_MESSAGE_BYTES = 512 * 1024
 MAX_CONTROL_BYTES = 64 * 1024
 STATUS_PROPERTY = "status"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+LineName = Annotated[str, msgspec.Meta(pattern=rf"^{_NAME.pattern}\Z")]
 _PROBES = re.compile(r"probes/([0-9a-f]{64})\.json")
 
 DeviceTopic = Literal["desired", "state", "online", "rpc", "rx"]
@@ -135,7 +136,7 @@ class Desired(msgspec.Struct, frozen=True):
     """What the server wants of one device. ``generation`` only grows; ``probes`` is 1.1."""
 
     generation: int
-    lines: dict[str, LineDesired]
+    lines: dict[LineName, LineDesired]
     protocol: str = PROTOCOL
     probes: ProbesDesired | None = None
 

@@ -19,6 +19,7 @@ from kiridashi.errors import InputError
 SUFFIXES = (".png", ".ppm", ".npy")
 MAX_SIDE = 16384
 MAX_PIXELS = 32 * 1024 * 1024
+MAX_FILE_BYTES = 4 * MAX_PIXELS
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _GREY, _PALETTE = (0, 4), 3
@@ -32,12 +33,15 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
         InputError: it cannot be read, is damaged, too large, or of a kind that is not understood.
     """
     try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"it is over {MAX_FILE_BYTES} bytes")
         if path.suffix.lower() == ".npy":
-            image = np.load(path, allow_pickle=False)
+            # Mapped: the header alone reserves no memory, and neither an archive nor pickled objects are taken.
+            image = np.array(np.lib.format.open_memmap(path, mode="r"))
         else:
             data = path.read_bytes()
             image = _decode_png(data) if data.startswith(_SIGNATURE) else _decode_ppm(data)
-    except (OSError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
+    except (OSError, ValueError, OverflowError, EOFError, LookupError, struct.error, zlib.error) as error:
         step = "store it as 8-bit PNG, or pack it with kiridashi.samples.write_samples"
         raise InputError(f"the picture {path} cannot be read", why=str(error), next_step=step) from error
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

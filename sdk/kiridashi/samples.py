@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from kiridashi.preprocess import as_frames
 
 MAX_FILES = 256
 MAX_UNPACKED_BYTES = 256 * 1024 * 1024
+_DAMAGE = (OSError, ValueError, EOFError, OverflowError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def _read_file(path: Path, limit_bytes: int) -> tuple[dict[str, NDArray[np.gener
             raise _too_large(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("images", "labels", "holdout") if name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise InputError(f"the sample file {path} cannot be read", why=str(error)) from error
     _check_arrays(arrays, str(path))
     return arrays, size

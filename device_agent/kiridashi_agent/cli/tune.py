@@ -15,7 +15,13 @@ from kiridashi.slots import LineSlots
 from kiridashi.spool import SpoolFolder
 
 from kiridashi_agent import jobs
-from kiridashi_agent.cli.place import add_line_argument, add_state_argument, configured_line, opened_config
+from kiridashi_agent.cli.place import (
+    add_line_argument,
+    add_state_argument,
+    check_account,
+    configured_line,
+    opened_config,
+)
 from kiridashi_agent.jobs import Survey
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.label.summary import named_frames
@@ -48,6 +54,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> Outcome:
     config = opened_config(arguments)
     line = configured_line(config, arguments.line)
+    check_account(config.device.state_dir)
     if arguments.forget:
         return _forget(config, line)
     if arguments.time is not None and not 0 < arguments.time <= config.limits.job_timeout_s:

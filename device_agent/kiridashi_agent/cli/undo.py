@@ -13,7 +13,13 @@ from kiridashi.manifest import decode_manifest
 from kiridashi.slots import Active, LineSlots
 
 from kiridashi_agent.actions import with_active
-from kiridashi_agent.cli.place import add_line_argument, add_state_argument, configured_line, opened_config
+from kiridashi_agent.cli.place import (
+    add_line_argument,
+    add_state_argument,
+    check_account,
+    configured_line,
+    opened_config,
+)
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.lifecycle import advance
 
@@ -31,6 +37,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> Outcome:
     config = opened_config(arguments)
     line, state = configured_line(config, arguments.line), config.device.state_dir
+    check_account(state)
     active = undo(state, line, arguments.to)
     what = "tuned" if active.tuned else "untuned"
     text = f"line '{line}' now serves {active.artifact} ({what}) from slot {active.slot}; a running agent reports it"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import threading
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import msgspec
 from kiridashi.artifacts import MANIFEST_NAME
 from kiridashi.command import Command, Outcome
 from kiridashi.config import Config
-from kiridashi.errors import BundleError, ExitCode, InputError, NetworkError, StateError, TrustError
+from kiridashi.errors import BundleError, ExitCode, NetworkError, TrustError
 from kiridashi.manifest import Manifest, decode_manifest
 from kiridashi.messages import LineState
 from kiridashi.slots import LineSlots
@@ -20,7 +19,7 @@ from kiridashi.stick import StickIndex
 from kiridashi_agent import jobs, logs
 from kiridashi_agent.actions import Actions
 from kiridashi_agent.agent import Agent
-from kiridashi_agent.cli.place import add_state_argument, configured_line, opened_config
+from kiridashi_agent.cli.place import add_state_argument, check_account, configured_line, opened_config
 from kiridashi_agent.cli.run import stopped_by_signals
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.lifecycle import RESTING
@@ -43,7 +42,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> Outcome:
     logs.configure(arguments.log_level)
     config = opened_config(arguments)
-    _check_account(config.device.state_dir)
+    check_account(config.device.state_dir)
     stop = threading.Event()
     with opened(arguments.path) as stick, stopped_by_signals(stop):
         index = stick.index()
@@ -136,24 +135,6 @@ def _outcome(line: str, state: LineState, *, stopped: bool) -> Outcome:
         why=why,
         next_step="put the stick in again, then run the same command: it goes on where it stopped",
     )
-
-
-def _check_account(state: Path) -> None:
-    """Files of another account's would stop the agent.
-
-    Raises:
-        StateError, InputError: the state folder is another account's, or is not there.
-    """
-    try:
-        owner = state.stat()
-    except OSError as error:
-        raise InputError(f"the state folder {state} cannot be used", why=str(error)) from error
-    if owner.st_uid != os.geteuid():
-        raise StateError(
-            f"the state folder {state} belongs to another account",
-            why=f"its user id is {owner.st_uid}, this process has {os.geteuid()}",
-            next_step="run it as that account: sudo -u kiridashi kiridashi-agent import …",
-        )
 
 
 COMMANDS = (Command("import", "take a bundle from a memory stick, checked as from the server", _configure, _run),)

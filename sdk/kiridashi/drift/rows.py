@@ -107,9 +107,10 @@ class RowFolder:
             (self.path / old).unlink(missing_ok=True)
 
     def names(self) -> list[str]:
-        """The files that are there, oldest first."""
+        """The files that are there, oldest first; a folder, a link or a pipe is none."""
         try:
-            return sorted(entry.name for entry in os.scandir(self.path) if entry.name.endswith(_SUFFIX))
+            with os.scandir(self.path) as items:
+                return sorted(i.name for i in items if i.name.endswith(_SUFFIX) and i.is_file(follow_symlinks=False))
         except FileNotFoundError:
             return []
 

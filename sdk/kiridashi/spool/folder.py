@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from kiridashi.artifacts import sync_folder
+from kiridashi.artifacts import is_shortage, sync_folder
 from kiridashi.errors import StateError
 from kiridashi.messages import check_name
 from kiridashi.spool.entries import (
@@ -111,7 +111,7 @@ class SpoolFolder:
         return True
 
     def header(self, path: Path) -> FrameHeader | None:
-        """The header of a frame; ``None`` if it has left, or was damaged and is now set aside."""
+        """The header of a frame; ``None`` if it has left, cannot be read now, or was damaged and is now set aside."""
         return self._decoded(path, MAX_HEADER_BYTES + 8, lambda data, source: decode_header(data, source)[0])
 
     def read(self, path: Path) -> Frame | None:
@@ -143,7 +143,10 @@ class SpoolFolder:
         except FileNotFoundError:
             return None
         except (OSError, StateError) as error:
-            self.set_aside(path, str(error))
+            if isinstance(error, OSError) and is_shortage(error):
+                _log.warning("line=%s %s cannot be read now: %s", self.line, path, error)
+            else:
+                self.set_aside(path, str(error))
             return None
 
 

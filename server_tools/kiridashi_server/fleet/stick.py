@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -90,20 +91,31 @@ def _write_folder(out: Path, contents: list[Content]) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, bytes):
             write_atomic(place, content)
-        else:
-            shutil.copyfile(content, place)
-    sync_folder(out)
+            continue
+        with content.open("rb") as source, place.open("wb") as file:
+            shutil.copyfileobj(source, file)
+            file.flush()
+            os.fsync(file.fileno())  # a stick is pulled out early, and its index must not be there before the files
+    for folder in (*(path for path in out.rglob("*") if path.is_dir()), out):
+        sync_folder(folder)
 
 
 def _write_archive(out: Path, contents: list[Content], now: datetime) -> None:
     """A plain ustar file: nothing else is read on a device."""
     draft = out.with_name(out.name + ".part")
-    with tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in contents:
-            entry = tarfile.TarInfo(name)
-            entry.mtime = int(now.timestamp())
-            entry.size = len(content) if isinstance(content, bytes) else content.stat().st_size
-            with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
-                archive.addfile(entry, file)
-    draft.replace(out)
+    try:
+        with draft.open("wb") as whole:
+            with tarfile.open(fileobj=whole, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+                for name, content in contents:
+                    entry = tarfile.TarInfo(name)
+                    entry.mtime = int(now.timestamp())
+                    entry.size = len(content) if isinstance(content, bytes) else content.stat().st_size
+                    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+                        archive.addfile(entry, file)
+            whole.flush()
+            os.fsync(whole.fileno())
+        draft.replace(out)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     sync_folder(out.parent)

@@ -22,7 +22,7 @@ from kiridashi.drift.statistics import NAMES
 from kiridashi.manifest import Manifest
 from kiridashi.slots import LineSlots
 from kiridashi.spool import Answer, AnswerLog, Spool, SpoolFolder, SpoolLimits
-from kiridashi_agent import jobs
+from kiridashi_agent import jobs, watch
 from kiridashi_agent.jobs import WatchOutcome, WatchRequest
 from kiridashi_agent.label.session import LabelGoal, LabelSession
 from kiridashi_agent.watch import MAX_WAITING, state_path
@@ -57,6 +57,35 @@ def caught_up(spool: Spool, frames: int) -> bool:
 
 def look(state: Path) -> WatchOutcome:
     return jobs.watch(WatchRequest(str(state), {LINE: WANTED}))
+
+
+def test_two_looks_that_were_killed_count_no_row_twice(tmp_path, manifest, monkeypatch) -> None:
+    """Each time after the state was written and before the files of that look were removed."""
+    request, remove = WatchRequest(str(tmp_path), {LINE: WANTED}), RowFolder.remove
+
+    def killed(folder: RowFolder, names) -> None:
+        if calls.pop():
+            raise KeyboardInterrupt
+        remove(folder, names)
+
+    for seed in (1, 2):
+        note(tmp_path, manifest.digest, 50, seed)
+        calls = [True, False]  # what an earlier look left is removed, what this one took is not
+        with monkeypatch.context() as patch:
+            patch.setattr(RowFolder, "remove", killed)
+            with pytest.raises(KeyboardInterrupt):
+                watch.run(request)
+    assert watch.run(request).lines[LINE].sampled == 100
+    assert RowFolder(tmp_path, LINE).names() == []
+
+
+def test_what_is_no_file_does_not_stop_the_watch(tmp_path, manifest) -> None:
+    note(tmp_path, manifest.digest, 50, seed=1)
+    folder = RowFolder(tmp_path, LINE)
+    (folder.path / "0.rows").mkdir()
+    os.mkfifo(folder.path / "1.rows")
+    outcome = look(tmp_path)
+    assert (outcome.failed, outcome.lines[LINE].sampled) == ({}, 50)
 
 
 def test_a_line_process_is_watched_through_its_spool(tmp_path, manifest) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
+import tarfile
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from agent_program import BINARY
@@ -112,3 +116,31 @@ def test_what_cannot_be_written_is_refused_before_anything_is_signed(plant, tmp_
         plant.export_stick("press-3", tmp_path / "e")
     assert timestamp.read_bytes() == before
     assert not any((tmp_path / name).exists() for name in "abcde")
+
+
+@pytest.mark.parametrize("name", ["stick", "stick.tar"])
+def test_the_index_is_on_the_disk_after_everything_else(plant, tmp_path, monkeypatch, name) -> None:
+    synced, sync = [], os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").resolve())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    plant.export_stick("press-3", tmp_path / name)
+    if name == "stick.tar":
+        assert synced[-2:] == [tmp_path / "stick.tar.part", tmp_path]
+        return
+    files = [path for path in (tmp_path / name).glob("blobs/*") if path.is_file()]
+    assert files
+    assert set(files) <= set(synced[: -len(list((tmp_path / name).iterdir()))])
+
+
+def test_an_archive_that_does_not_fit_leaves_nothing(plant, tmp_path, monkeypatch) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
+    with pytest.raises(InputError, match="cannot be written"):
+        plant.export_stick("press-3", tmp_path / "stick.tar")
+    assert not list(tmp_path.glob("stick*"))

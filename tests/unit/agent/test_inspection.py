@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import msgspec
 import pytest
 from kiridashi.artifacts import write_atomic
 from kiridashi_agent import journal as journal_module
+from kiridashi_agent.inspection import inspected
+from kiridashi_agent.journal import LineRecord
+from kiridashi_agent.trust_child import NoResultError
 
 V1, V2 = "lines/press-3/1.json", "lines/press-3/2.json"
 
@@ -115,6 +119,37 @@ def test_what_killed_processes_left_is_cleared_away(serving) -> None:
     restarted(serving)
     assert [path for path in left if path.exists()] == []
     assert not (root / ".a.trash").exists()
+
+
+@pytest.mark.parametrize("name", ["active.json", "manifest.json"])
+def test_a_shortage_of_the_system_is_no_damage(serving, monkeypatch, name) -> None:
+    before, read = serving.slots.active(), Path.read_bytes
+
+    def short(path: Path) -> bytes:
+        if path.name == name:
+            raise OSError(errno.ENFILE, "Too many open files in system")
+        return read(path)
+
+    section = serving.config.lines["press-3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", short)
+        with pytest.raises(OSError, match="Too many open files"):
+            inspected(LineRecord(), serving.slots, section, serving.trust.check_seal)
+    assert serving.slots.active() == before
+
+
+def test_a_seal_that_could_not_be_checked_is_not_a_damaged_one(serving) -> None:
+    active = msgspec.structs.replace(serving.slots.active(), tuned=True)
+    serving.slots.model_path(active).parent.mkdir()
+    serving.slots.model_path(active).write_bytes(b"tuned")
+    serving.slots.activate(active)
+    record = serving.journal.line("press-3")
+    record = msgspec.structs.replace(record, state=msgspec.structs.replace(record.state, tuned=True))
+
+    def killed(*_arguments) -> None:
+        raise NoResultError("the child process that checks signatures gave no result")
+
+    assert inspected(record, serving.slots, serving.config.lines["press-3"], killed) is record
 
 
 class TestFullDisk:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
-from kiridashi.errors import InputError
+from kiridashi.errors import InputError, StateError
 from kiridashi.messages import LineState
 from kiridashi_agent.journal import DeviceRecord, Journal, LineRecord
 
@@ -52,3 +55,25 @@ def test_a_folder_in_a_record_s_place_is_set_aside_twice(tmp_path) -> None:
 def test_a_line_name_that_is_a_path_is_refused(tmp_path) -> None:
     with pytest.raises(InputError):
         Journal(tmp_path).line("../outside")
+
+
+def test_a_shortage_of_the_system_sets_nothing_aside(tmp_path, monkeypatch) -> None:
+    journal = Journal(tmp_path)
+    journal.write_line("press-3", RECORD)
+
+    def short(_path: Path) -> bytes:
+        raise OSError(errno.ENFILE, "Too many open files in system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", short)
+        with pytest.raises(StateError, match="cannot be read now"):
+            journal.line("press-3")
+    assert journal.line("press-3") == RECORD
+
+
+def test_a_lock_cuts_off_no_file_that_a_link_names(tmp_path) -> None:
+    (tmp_path / "precious").write_bytes(b"content")
+    (tmp_path / "press-3.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"), Journal(tmp_path).lock("press-3", wait=False):
+        pass
+    assert (tmp_path / "precious").read_bytes() == b"content"

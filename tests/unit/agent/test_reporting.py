@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 
-from kiridashi.messages import ArtifactTrial, LineState
+import pytest
+from kiridashi.config import BrokerSection, Config, DeviceSection, LineSection, render_config
+from kiridashi.drift.report import Finding, LineDrift
+from kiridashi.messages import MAX_CONTROL_BYTES, ArtifactTrial, LineState, encode
 from kiridashi_agent import logs
 from kiridashi_agent.cli import main
 from kiridashi_agent.journal import Journal, LineRecord
@@ -93,3 +97,32 @@ def test_status_says_of_every_file_why_it_was_chosen_or_not(tmp_path, capsys) ->
     assert "  model.onnx: chosen, the fastest, p95 1.25 ms on cpu\n" in shown
     assert "  model.int8.onnx: 25% of the frames lost\n" in shown
     assert "  model.tflite: to be measured" in shown
+
+
+@pytest.mark.parametrize(("lines", "examples", "findings"), [(2, 8, 6), (24, 0, 6), (100, None, None)])
+def test_a_report_is_never_larger_than_the_server_takes(tmp_path, lines, examples, findings) -> None:
+    journal = Journal(tmp_path)
+    found = Finding("line", "image", "sharpness", "lower", 1e-4, 0.1, 0.9, 1.0, 2.0, 99, 99, 1.0, 2.0, ("e" * 60,) * 8)
+    for number in range(lines):
+        journal.write_drift(f"line-{number}", LineDrift("watching", "d" * 64, 400, 400, 3, 999, (found,) * 6))
+        journal.write_line(f"line-{number}", LineRecord(LineState("active", version=1)))
+    report = build_report("cam-1", [], journal)
+    assert len(encode(report)) <= MAX_CONTROL_BYTES
+    assert len(report.lines) == lines
+    if findings is None:
+        assert report.drift == {}
+    else:
+        assert {len(drift.findings) for drift in report.drift.values()} == {findings}
+        assert {len(one.examples) for drift in report.drift.values() for one in drift.findings} == {examples}
+
+
+@pytest.mark.parametrize(
+    "command", [["tune", "--line", "press-3"], ["undo", "--line", "press-3"], ["drift", "--now"], ["import", "stick"]]
+)
+def test_nothing_is_written_into_another_account_s_state(tmp_path, monkeypatch, capsys, command) -> None:
+    config = Config(DeviceSection("cam-1", tmp_path), BrokerSection("localhost"), {"press-3": LineSection()})
+    (tmp_path / "config.toml").write_text(render_config(config))
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    assert main([*command, "--state", str(tmp_path)]) != 0
+    assert "belongs to another account" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]

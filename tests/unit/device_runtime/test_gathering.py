@@ -5,13 +5,14 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kiridashi.errors import InputError, StateError
 from kiridashi.gathering import Gathered, Sources, gather
-from kiridashi.kept import KeptFrame, KeptLimits, KeptSamples, choose_kept, frame_key
+from kiridashi.kept import KeptFrame, KeptIndex, KeptLimits, KeptSamples, choose_kept, frame_key
 from kiridashi.samples import write_samples
 from kiridashi.spool import Answer, AnswerLog, SpoolFolder
 
@@ -210,7 +211,7 @@ def test_a_kept_frame_has_its_part_even_where_its_hash_was_dropped(tmp_path: Pat
     assert pixels(again, holdout=True) == pixels(first, holdout=True)
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "no zip", "other"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "no zip", "other", "packed", "negative"])
 def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: str) -> None:
     kept = KeptSamples(tmp_path, LINE)
     kept.write(frames({("a", False): 3}), {"k": True})
@@ -218,6 +219,12 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: str) -> None:
     if damage == "other":
         with zipfile.ZipFile(kept.path, "w") as archive:
             archive.writestr("index.json", b"{}")
+    elif damage in ("packed", "negative"):
+        side, way = (-4, zipfile.ZIP_STORED) if damage == "negative" else (4, zipfile.ZIP_DEFLATED)
+        index = KeptIndex((KeptFrame("k", "a", False, side, side),))
+        with zipfile.ZipFile(kept.path, "w") as archive:
+            archive.writestr("index.json", msgspec.json.encode(index))
+            archive.writestr("pixels.bin", bytes(48), way)
     else:
         place = data.index(bytes(40))
         changed = {"cut": data[:-9], "changed": data[:place] + b"\1" + data[place + 1 :], "no zip": b"x"}[damage]
@@ -231,3 +238,12 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("in the way")
     with pytest.raises(StateError, match="cannot be kept"):
         KeptSamples(tmp_path, LINE).write([], {})
+
+
+def test_an_answer_for_what_is_no_frame_leads_nowhere(tmp_path: Path) -> None:
+    folder = SpoolFolder(tmp_path, LINE)
+    folder.prepare()
+    (tmp_path / "seal.key").write_bytes(b"secret")
+    AnswerLog(folder.answers_path).add(Answer("a1", "../../../seal.key", "class", 1.0, LABELS[0]))
+    assert len(gather(Sources(spool=folder), LABELS, 6, 6).samples) == 0
+    assert (tmp_path / "seal.key").read_bytes() == b"secret"

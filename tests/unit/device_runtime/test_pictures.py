@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kiridashi.errors import InputError
-from kiridashi.pictures import read_picture
+from kiridashi.pictures import MAX_FILE_BYTES, read_picture
 from kiridashi.samples import read_samples
 from PIL import Image
 
@@ -104,3 +104,25 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     (tmp_path / "odd").mkdir()
     with pytest.raises(InputError, match="unknown class 'odd'"):
         list(read_samples(tmp_path, LABELS))
+
+
+def test_what_is_made_to_harm_is_refused_like_any_other(tmp_path: Path) -> None:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 3, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(2))) + chunk(b"IEND", b"")
+    (tmp_path / "no-palette.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels)
+    np.savez(tmp_path / "archive", a=np.zeros(3))
+    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
+    with (tmp_path / "boast.npy").open("wb") as file:
+        claim = {"descr": "|u1", "fortran_order": False, "shape": (1 << 40, 1, 3)}
+        np.lib.format.write_array_header_1_0(file, claim)
+    with (tmp_path / "long.png").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    for path in tmp_path.iterdir():
+        with pytest.raises(InputError, match="cannot be read"):
+            read_picture(path)

@@ -115,3 +115,15 @@ def test_too_many_files_and_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         write_samples(tmp_path / f"{name}.npz", images(1), np.array([0]))
     with pytest.raises(InputError, match="the limit is 1"):
         load(tmp_path)
+
+
+def test_a_byte_that_changed_is_never_more_than_an_unreadable_file(tmp_path: Path) -> None:
+    write_samples(tmp_path / "whole.npz", images(4), np.array([0, 1, 2, 0]))
+    whole, refused = (tmp_path / "whole.npz").read_bytes(), 0
+    for place in range(0, len(whole), 5):
+        (tmp_path / "changed.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            list(module.read_samples(tmp_path / "changed.npz", LABELS))
+        except InputError:
+            refused += 1
+    assert refused > 20

@@ -98,3 +98,9 @@ def test_every_error_class_has_a_code_that_is_not_success() -> None:
     assert all(kind.exit_code != ExitCode.OK for kind in family(KiridashiError))
     assert "kiridashi[device]" in MissingExtraError.for_extra("tuf", "device").next_step
     assert str(InputError("what", why="why")) == "what: why"
+
+
+def test_no_text_steers_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    told = Command("told", "told", lambda _parser: None, lambda _arguments: Outcome({}, "a\x1b[2J\x9bb\tc\nd"))
+    assert main("tool", "A tool.", [told], ["told"], extra="server") == 0
+    assert capsys.readouterr().out == "a\ufffd[2J\ufffdb\tc\nd\n"

@@ -186,3 +186,10 @@ def test_a_request_to_measure_has_limits(tmp_path) -> None:
     ):
         with pytest.raises(InputError, match=what):
             check_limits(refused, seconds, threads)
+
+
+@pytest.mark.parametrize("name", ["../up", "", "press-3\n", "UPPER", "a" * 64])
+def test_a_wish_for_what_cannot_be_a_line_is_refused_whole(name) -> None:
+    body = msgspec.json.encode({"generation": 1, "lines": {name: {"target": "lines/press-3/1.json"}}})
+    with pytest.raises(InputError, match="cannot be read"):
+        decode(body, Desired)

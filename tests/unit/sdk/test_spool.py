@@ -363,3 +363,19 @@ def test_the_log_is_bounded_and_loses_no_answer_that_holds(tmp_path) -> None:
 def test_an_answer_of_any_length_is_not_accepted(tmp_path) -> None:
     with pytest.raises(StateError, match="too long"):
         AnswerLog(tmp_path / "answers.jsonl").add(an_answer(1, label="x" * 5000))
+
+
+def test_a_shortage_of_the_system_sets_no_frame_aside(tmp_path, monkeypatch) -> None:
+    folder = SpoolFolder(tmp_path, "l")
+    folder.prepare()
+    path = folder.answered / new_name("uncertain", 1.0, 1.0)
+    path.write_bytes(encode_frame(a_frame()))
+
+    def short(*_arguments: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", short)
+        assert folder.read(path) is None
+    assert folder.read(path) == a_frame()
+    assert folder.damaged() == 0
