@@ -97,6 +97,16 @@ class TuneRecord(msgspec.Struct, frozen=True):
     report: TuneReport | None = None
     error: ErrorReport | None = None
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it has no end yet: somebody works on it, or was killed."""
+        return self.phase in ("tuning", "activating")
+
+    @property
+    def is_to_be_repeated(self) -> bool:
+        """Whether it began by itself, was interrupted, and is not given up."""
+        return self.phase == "interrupted" and self.trigger == "named" and self.attempts < MAX_ATTEMPTS
+
 
 class DeviceRecord(msgspec.Struct, frozen=True):
     """The highest generation of the desired state that the lines' records follow."""
@@ -129,7 +139,7 @@ class Journal:
 
     def sweep(self, line: str = "") -> None:
         """Remove what a killed process left half written of a line (while it is locked), or of the device itself."""
-        for name in (self._line_file(line).name,) if line else (_DEVICE, _PROFILE):
+        for name in (self._line_file(line).name, self._tune_file(line).name) if line else (_DEVICE, _PROFILE):
             sweep(self._folder, name)
 
     def write_line(self, line: str, record: LineRecord) -> None:

@@ -107,6 +107,7 @@ def test_what_killed_processes_left_is_cleared_away(serving) -> None:
         root / ".a.trash" / "model.onnx",
         serving.state / "journal" / ".device.json.1a2b3c4d.tmp",
         serving.state / "journal" / ".press-3.line.json.1a2b3c4d.tmp",
+        serving.state / "journal" / ".press-3.tune.json.1a2b3c4d.tmp",
         serving.state / "trust" / ".seal.key.1a2b3c4d.tmp",
     ]
     for path in left:
