@@ -231,3 +231,15 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("in the way")
     with pytest.raises(StateError, match="cannot be kept"):
         KeptSamples(tmp_path, LINE).write([], {})
+
+
+def test_whatever_bit_flips_in_the_file_it_is_read_or_set_aside(tmp_path: Path) -> None:
+    kept, image = KeptSamples(tmp_path, "press-3"), bytes(12)
+    kept.write([(KeptFrame(frame_key(2, 2, image), "dent", False, 2, 2), image)], {})
+    sound = kept.path.read_bytes()
+    for place in range(8 * len(sound)):
+        flipped = bytearray(sound)
+        flipped[place // 8] ^= 1 << place % 8
+        kept.path.write_bytes(flipped)
+        frames = kept.frames()
+        assert len(frames) == 1 or not kept.path.exists()
