@@ -12,7 +12,7 @@ from kiridashi.drift.report import LineDrift
 from kiridashi.errors import InputError, StateError
 
 from kiridashi_agent import jobs
-from kiridashi_agent.cli.place import add_state_argument, configured_line, opened_config
+from kiridashi_agent.cli.place import add_state_argument, check_account, configured_line, opened_config
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.watching import WATCH_LOCK, look, watched_lines
 
@@ -28,6 +28,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> Outcome:
     config = opened_config(arguments)
+    if arguments.now or arguments.accept:
+        check_account(config.device.state_dir)
     journal = Journal(config.device.state_dir / "journal")
     chosen = [configured_line(config, arguments.line)] if arguments.line else sorted(config.lines)
     if arguments.accept:

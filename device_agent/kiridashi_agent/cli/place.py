@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from kiridashi.config import CONFIG_NAME, Config, load_config
-from kiridashi.errors import InputError
+from kiridashi.errors import InputError, StateError
 from kiridashi.slots import DEFAULT_STATE_DIR, STATE_VARIABLE, default_state_dir
 
 
@@ -41,3 +42,21 @@ def configured_line(config: Config, line: str) -> str:
         known = ", ".join(sorted(config.lines)) or "none"
         raise InputError(f"this device has no line '{line}'", why=f"configured lines: {known}")
     return line
+
+
+def check_account(state: Path) -> None:
+    """For commands that write beside the agent: it could not read files of another account's, and would end.
+
+    Raises:
+        StateError, InputError: the state folder is another account's, or is not there.
+    """
+    try:
+        owner = state.stat()
+    except OSError as error:
+        raise InputError(f"the state folder {state} cannot be used", why=str(error)) from error
+    if owner.st_uid != os.geteuid():
+        raise StateError(
+            f"the state folder {state} belongs to another account",
+            why=f"its user id is {owner.st_uid}, this process has {os.geteuid()}",
+            next_step="run it as that account: sudo -u kiridashi kiridashi-agent …",
+        )

@@ -15,7 +15,13 @@ from kiridashi.slots import LineSlots
 from kiridashi.spool import SpoolFolder
 
 from kiridashi_agent import jobs
-from kiridashi_agent.cli.place import add_line_argument, add_state_argument, configured_line, opened_config
+from kiridashi_agent.cli.place import (
+    add_line_argument,
+    add_state_argument,
+    check_account,
+    configured_line,
+    opened_config,
+)
 from kiridashi_agent.jobs import Survey
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.label.summary import named_frames
@@ -47,6 +53,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> Outcome:
     config = opened_config(arguments)
+    check_account(config.device.state_dir)
     line = configured_line(config, arguments.line)
     if arguments.forget:
         return _forget(config, line)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import threading
+from functools import partial
 from pathlib import Path
 
 import msgspec
 from kiridashi.artifacts import MANIFEST_NAME
 from kiridashi.command import Command, Outcome
 from kiridashi.config import Config
-from kiridashi.errors import BundleError, ExitCode, InputError, NetworkError, StateError, TrustError
+from kiridashi.errors import BundleError, ExitCode, NetworkError, TrustError
 from kiridashi.manifest import Manifest, decode_manifest
 from kiridashi.messages import LineState
 from kiridashi.slots import LineSlots
@@ -20,8 +20,9 @@ from kiridashi.stick import StickIndex
 from kiridashi_agent import jobs, logs
 from kiridashi_agent.actions import Actions
 from kiridashi_agent.agent import Agent
-from kiridashi_agent.cli.place import add_state_argument, configured_line, opened_config
+from kiridashi_agent.cli.place import add_state_argument, check_account, configured_line, opened_config
 from kiridashi_agent.cli.run import stopped_by_signals
+from kiridashi_agent.inspection import damage
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.lifecycle import RESTING
 from kiridashi_agent.metadata import TrustStore, read_pinned_root
@@ -43,13 +44,13 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> Outcome:
     logs.configure(arguments.log_level)
     config = opened_config(arguments)
-    _check_account(config.device.state_dir)
+    check_account(config.device.state_dir)
     stop = threading.Event()
     with opened(arguments.path) as stick, stopped_by_signals(stop):
         index = stick.index()
         line = configured_line(config, index.line)
         manifest = verified(config, stick, index)
-        if serving_digest(config.device.state_dir, line) == manifest.digest:
+        if serves_soundly(config, line, manifest.digest):
             text = f"line '{line}' serves version {manifest.version} already; nothing was changed"
             return Outcome({"line": line, "version": manifest.version, "phase": "active", "changed": False}, text)
         state = _bring_in(config, stick, index, stop)
@@ -81,10 +82,14 @@ def verified(config: Config, stick: StickTransport, index: StickIndex) -> Manife
     return manifest
 
 
-def serving_digest(state: Path, line: str) -> str:
-    """Digest of the manifest that the line serves now, tuned or not; empty without one."""
-    serving = _serving(state, line)
-    return serving.digest if serving else ""
+def serves_soundly(config: Config, line: str, digest: str) -> bool:
+    """Whether the line serves the bundle with this digest, tuned or not, and its files are as they were activated."""
+    state, slots = config.device.state_dir, LineSlots(config.device.state_dir, line)
+    active, serving = slots.active(), _serving(state, line)
+    if active is None or serving is None or serving.digest != digest:
+        return False
+    trust = TrustStore(state / "trust" / "metadata", read_pinned_root(state))
+    return damage(slots, active, partial(trust.check_seal, state)) is None
 
 
 def _serving(state: Path, line: str) -> Manifest | None:
@@ -95,7 +100,7 @@ def _serving(state: Path, line: str) -> Manifest | None:
     path = slots.folder(active.slot) / MANIFEST_NAME
     try:
         return decode_manifest(path.read_bytes(), str(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, BundleError):
         return None  # a damaged slot: whatever comes is better
 
 
@@ -136,24 +141,6 @@ def _outcome(line: str, state: LineState, *, stopped: bool) -> Outcome:
         why=why,
         next_step="put the stick in again, then run the same command: it goes on where it stopped",
     )
-
-
-def _check_account(state: Path) -> None:
-    """Files of another account's would stop the agent.
-
-    Raises:
-        StateError, InputError: the state folder is another account's, or is not there.
-    """
-    try:
-        owner = state.stat()
-    except OSError as error:
-        raise InputError(f"the state folder {state} cannot be used", why=str(error)) from error
-    if owner.st_uid != os.geteuid():
-        raise StateError(
-            f"the state folder {state} belongs to another account",
-            why=f"its user id is {owner.st_uid}, this process has {os.geteuid()}",
-            next_step="run it as that account: sudo -u kiridashi kiridashi-agent import …",
-        )
 
 
 COMMANDS = (Command("import", "take a bundle from a memory stick, checked as from the server", _configure, _run),)
