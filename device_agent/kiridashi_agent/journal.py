@@ -22,6 +22,8 @@ from kiridashi.errors import ExitCode, StateError
 from kiridashi.messages import ErrorReport, LineState, ProbesState, TuneReport, check_name
 from kiridashi.slots import Slot
 
+from kiridashi_agent.logs import RateLimited
+
 _LOG = logging.getLogger(__name__)
 _DEVICE = "device.json"
 _PROFILE = "profile.json"
@@ -122,6 +124,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._quiet = RateLimited(_LOG, every_s=60.0)
 
     def line(self, line: str) -> LineRecord:
         """The line's record; a fresh one when there is none. When it cannot be read, one whose error says so."""
@@ -222,6 +225,10 @@ class Journal:
                 f"{path} cannot be read", why=str(error), next_step="run this as the agent's user"
             ) from error
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            set_aside(path)
-            _LOG.error("the journal %s was damaged (%s); set aside as %s", path, error, aside(path).name)
+            try:
+                set_aside(path)
+            except OSError as failure:  # a disk that breaks is often mounted read-only then: the agent outlives both
+                self._quiet.warning("the journal %s was damaged (%s) and stays: %s", path, error, failure)
+            else:
+                _LOG.error("the journal %s was damaged (%s); set aside as %s", path, error, aside(path).name)
             return None
