@@ -77,3 +77,8 @@ def test_the_state_of_another_account_is_left_alone(program, stick) -> None:
 def check_refusal(code, found) -> None:
     assert (code, found["error"]["kind"]) == (60, "StateError")
     assert "sudo -u kiridashi" in found["error"]["next"]
+
+
+def test_forgetting_takes_no_samples(program, running) -> None:
+    code, found = program.call("tune", "--line", "press-3", "--forget", "--time", "5")
+    assert (code, found["error"]["kind"]) == (10, "InputError")

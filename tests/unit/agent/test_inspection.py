@@ -7,6 +7,7 @@ import errno
 import msgspec
 import pytest
 from kiridashi.artifacts import write_atomic
+from kiridashi_agent import agent as agent_module
 from kiridashi_agent import journal as journal_module
 
 V1, V2 = "lines/press-3/1.json", "lines/press-3/2.json"
@@ -116,6 +117,33 @@ def test_what_killed_processes_left_is_cleared_away(serving) -> None:
     restarted(serving)
     assert [path for path in left if path.exists()] == []
     assert not (root / ".a.trash").exists()
+
+
+def test_a_line_that_others_hold_is_looked_at_later_and_interrupts_nothing_then(serving, monkeypatch) -> None:
+    class Idle:
+        pauses = 0
+
+        def go_on(self) -> None:
+            pass
+
+        def is_open(self) -> bool:
+            return False
+
+        def pause(self) -> None:
+            self.pauses += 1
+
+    monkeypatch.setattr(agent_module, "INSPECT_AGAIN_S", 0.0)
+    path = serving.slots.model_path(serving.slots.active())
+    path.write_bytes(path.read_bytes()[:-1])
+    serving.restart()
+    idle = Idle()
+    serving.agent._idle = (idle,)
+    with serving.journal.lock("press-3", wait=False):
+        for _ in range(3):
+            serving.agent.tick(0)
+    assert (serving.line.phase, idle.pauses) == ("active", 1)
+    serving.transport.want(1, press_3=V1)
+    assert serving.settle().slot == "b"
 
 
 class TestFullDisk:
