@@ -78,6 +78,7 @@ class Agent:
         self._retry_at: dict[str, float] = {}
         self._quiet = RateLimited(_LOG, every_s=60.0)
         self._inspect_at = 0.0
+        self._uninspected: list[str] = []
         self._troubles: dict[str, ErrorReport] = {}
 
     def run(self) -> None:
@@ -158,17 +159,18 @@ class Agent:
 
     def _inspect(self) -> None:
         """Look whether every resting line still has what it serves, and clear away what killed processes left."""
-        self._inspect_at = time.monotonic() + INSPECT_EVERY_S
-        with self._enduring(_DEVICE):
-            self._pause()
-            self._journal.sweep()
-            sweep(self._config.device.state_dir / PINNED_ROOT.parent)
-        for line in self._config.lines:
+        if not self._uninspected:  # else only what was held by others: nothing is interrupted for that every minute
+            self._uninspected = list(self._config.lines)
+            with self._enduring(_DEVICE):
+                self._pause()
+                self._journal.sweep()
+                sweep(self._config.device.state_dir / PINNED_ROOT.parent)
+        for line in tuple(self._uninspected):
             with self._enduring(line), self._holding(line) as held:
                 if held:
                     self._inspect_line(line)
-                else:
-                    self._inspect_at = time.monotonic() + INSPECT_AGAIN_S
+                    self._uninspected.remove(line)
+        self._inspect_at = time.monotonic() + (INSPECT_AGAIN_S if self._uninspected else INSPECT_EVERY_S)
 
     def _inspect_line(self, line: str) -> None:
         record, slots = self._journal.line(line), LineSlots(self._config.device.state_dir, line)

@@ -17,6 +17,7 @@ import msgspec
 from kiridashi.budget import MIB
 from kiridashi.config import Config
 from kiridashi.errors import ExitCode, KiridashiError
+from kiridashi.kept import KeptSamples
 from kiridashi.runtime import available_runtimes
 from kiridashi.spool import SpoolFolder
 
@@ -61,6 +62,8 @@ def guarded(look: Look, config: Config) -> Check:
         return look(config)
     except KiridashiError as error:
         return Check(look.__name__, "failed", str(error), error.next_step, error.exit_code)
+    except OSError as error:  # also of files that the agent beside takes away meanwhile
+        return Check(look.__name__, "failed", str(error), "look again: kiridashi-agent doctor", ExitCode.STATE)
 
 
 def broker(config: Config) -> Check:
@@ -134,8 +137,9 @@ def samples(config: Config) -> Check:
         line
         for line, folder in wanted.items()
         if folder is not None
-        and not any(folder.glob("*.npz"))
+        and not any((*folder.glob("*.npz"), *folder.glob("*/")))
         and not SpoolFolder(config.device.state_dir, line).answers_path.is_file()
+        and not KeptSamples(config.device.state_dir, line).path.is_file()
     ]
     if empty:
         detail = f"no samples for {', '.join(empty)}: new models will not be tuned there"

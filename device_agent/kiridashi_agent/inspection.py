@@ -44,16 +44,16 @@ def inspected(record: LineRecord, slots: LineSlots, section: LineSection, check_
     if active is None:
         return record if trouble is None else with_error(record, trouble)
     told = with_active(record, active)
-    damage = _damage(slots, active, check_seal)
-    if damage is not None:
+    found = damage(slots, active, check_seal)
+    if found is not None:
         trouble = StateError(
             f"the model that line '{slots.line}' serves was damaged on the disk",
-            why=f"{damage}; lines that run have it in memory, new ones cannot load it",
+            why=f"{found}; lines that run have it in memory, new ones cannot load it",
         )
     if trouble is not None:
         told = with_error(told, trouble)
         _LOG.error("line=%s %s", slots.line, trouble)
-    if damage is not None and told.state.phase == "active":
+    if found is not None and told.state.phase == "active":
         step = advance(told.state.phase, "desired")
         told = _replace(told, state=_replace(told.state, phase=step.phase), attempts=0)
     return record if told == record else told
@@ -91,7 +91,7 @@ def _served(record: LineRecord, section: LineSection) -> Active | None:
     return Active(slot, state.artifact, state.model_digest, state.tuned, section.providers, section.threads)
 
 
-def _damage(slots: LineSlots, active: Active, check_seal: CheckSeal) -> KiridashiError | None:
+def damage(slots: LineSlots, active: Active, check_seal: CheckSeal) -> KiridashiError | None:
     """What is wrong with the files that ``active`` names."""
     folder = slots.folder(active.slot)
     path = folder / MANIFEST_NAME

@@ -23,6 +23,8 @@ from kiridashi.errors import ExitCode, StateError
 from kiridashi.messages import ErrorReport, LineState, ProbesState, TuneReport, check_name
 from kiridashi.slots import Slot
 
+from kiridashi_agent.logs import RateLimited
+
 _LOG = logging.getLogger(__name__)
 _DEVICE = "device.json"
 _PROFILE = "profile.json"
@@ -98,6 +100,16 @@ class TuneRecord(msgspec.Struct, frozen=True):
     report: TuneReport | None = None
     error: ErrorReport | None = None
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it has no end yet: somebody works on it, or was killed."""
+        return self.phase in ("tuning", "activating")
+
+    @property
+    def is_to_be_repeated(self) -> bool:
+        """Whether it began by itself, was interrupted, and is not given up."""
+        return self.phase == "interrupted" and self.trigger == "named" and self.attempts < MAX_ATTEMPTS
+
 
 class DeviceRecord(msgspec.Struct, frozen=True):
     """The highest generation of the desired state that the lines' records follow."""
@@ -113,6 +125,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._quiet = RateLimited(_LOG, every_s=60.0)
 
     def line(self, line: str) -> LineRecord:
         """The line's record; a fresh one when there is none. When it cannot be read, one whose error says so."""
@@ -130,7 +143,7 @@ class Journal:
 
     def sweep(self, line: str = "") -> None:
         """Remove what a killed process left half written of a line (while it is locked), or of the device itself."""
-        for name in (self._line_file(line).name,) if line else (_DEVICE, _PROFILE):
+        for name in (self._line_file(line).name, self._tune_file(line).name) if line else (_DEVICE, _PROFILE):
             sweep(self._folder, name)
 
     def write_line(self, line: str, record: LineRecord) -> None:
@@ -215,6 +228,10 @@ class Journal:
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and is_shortage(error):
                 raise StateError(f"{path} cannot be read now", why=str(error)) from error
-            set_aside(path)
-            _LOG.error("the journal %s was damaged (%s); set aside as %s", path, error, aside(path).name)
+            try:
+                set_aside(path)
+            except OSError as failure:  # a disk that breaks is often mounted read-only then: the agent outlives both
+                self._quiet.warning("the journal %s was damaged (%s) and stays: %s", path, error, failure)
+            else:
+                _LOG.error("the journal %s was damaged (%s); set aside as %s", path, error, aside(path).name)
             return None

@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from kiridashi.artifacts import open_lock, write_atomic
-from kiridashi.errors import BundleError, StateError, TrustError
+from kiridashi.errors import BundleError, NetworkError, StateError, TrustError
 from kiridashi.manifest import Manifest, decode_manifest
 from kiridashi.messages import Request, digest_in, target_path
 from kiridashi.probes import ProbeSet, decode_probe_set
@@ -26,6 +27,8 @@ PINNED_ROOT = Path("trust/root.json")
 _CLOCK_NAME = "clock-floor"
 # A clock may be set back a little by NTP; more than this and an expired signature could pass for a valid one.
 CLOCK_SLACK_S = 3600.0
+LOCK_WAIT_S = 10.0
+_LOCK_POLL_S = 0.05
 
 
 class ClockError(TrustError):
@@ -95,10 +98,21 @@ class TrustStore:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Agent and import may run at once, and python-tuf's own files know no lock."""
+        """Agent and import may run at once, and python-tuf's own files know no lock.
+
+        The wait has an end: a stick that hangs must not take the agent's loop with it.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + LOCK_WAIT_S
         with os.fdopen(open_lock(self._folder / ".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while not _locked(lock):
+                if time.monotonic() >= deadline:
+                    raise NetworkError(
+                        f"the metadata in {self._folder} is in use by another process",
+                        why=f"it was not free within {LOCK_WAIT_S:g} s: an agent or an import is fetching",
+                        next_step="wait for it, then try again; the agent does so by itself",
+                    )
+                time.sleep(_LOCK_POLL_S)
             yield
 
     def _check_clock(self, now_s: float) -> None:
@@ -110,6 +124,14 @@ class TrustStore:
                 "could not be told from a valid one",
                 next_step="set the clock (timedatectl set-ntp true); the agent goes on by itself then",
             )
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read_pinned_root(state: Path) -> bytes:

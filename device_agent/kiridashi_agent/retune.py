@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -39,6 +40,10 @@ from kiridashi_agent.tune_terms import in_words, obstacle, tune_limits, tune_req
 _LOG = logging.getLogger(__name__)
 _REMEMBERED_ANSWERS = 8
 _replace = msgspec.structs.replace
+
+
+class TooHotError(StateError):
+    """The board is too hot to begin; later it is not."""
 
 
 class TuningJobs(Jobs, Protocol):
@@ -107,7 +112,7 @@ class LineTuner:
             try:
                 served = self._served(line, wish)
             except KiridashiError as error:
-                if wish.trigger == "named":  # or it would be tried again every second
+                if wish.trigger == "named" and not isinstance(error, TooHotError):  # heat passes, the rest does not
                     self._journal.write_tuning(line, _replace(record, phase="failed", error=_report(error)))
                 raise
             self._journal.write_tuning(line, record)
@@ -125,15 +130,23 @@ class LineTuner:
     def settle(self, line: str) -> None:
         """Finish or clear away what a tuning left that was killed; nothing happens while one is under way."""
         try:
-            with self._journal.lock(line, wait=False):
+            record = self._journal.tuning(line)
+            if record is None or not record.is_under_way:
+                return
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(self._journal.lock(line, wait=False))
+                except StateError as error:
+                    _LOG.debug("line=%s whether a tuning was interrupted is looked at later: %s", line, error)
+                    return
                 self._settle(line)
         except (KiridashiError, OSError) as error:
-            _LOG.warning("line=%s whether a tuning was interrupted is looked at later: %s", line, error)
+            _LOG.warning("line=%s a tuning that was interrupted is cleared away later: %s", line, error)
 
     def _begun(self, line: str, wish: TuneWish) -> TuneRecord:
         active = LineSlots(self._state, line).served()
         before = self._journal.tuning(line)
-        again = before is not None and before.phase == "interrupted" and wish.trigger == "named"
+        again = before is not None and before.is_to_be_repeated and wish.trigger == "named"
         return TuneRecord(
             phase="tuning",
             trigger=wish.trigger,
@@ -172,7 +185,7 @@ class LineTuner:
         celsius, limit = hottest_celsius(), self._config.limits.tune_max_celsius
         if celsius is not None and celsius > limit:
             why = f"it is at {celsius:.0f} C, the limit is {limit:g} C"
-            raise StateError("the board is too hot to tune", why=why, next_step="let it cool down, then try again")
+            raise TooHotError("the board is too hot to tune", why=why, next_step="let it cool down, then try again")
         return active, manifest
 
     def _carry_out(
@@ -268,7 +281,7 @@ class LineTuner:
 
     def _settle(self, line: str) -> None:
         record = self._journal.tuning(line)
-        if record is None or record.phase not in ("tuning", "activating"):
+        if record is None or not record.is_under_way:
             return
         active = LineSlots(self._state, line).active()
         rests = self._journal.line(line).state.phase in RESTING

@@ -14,7 +14,7 @@ from kiridashi.slots import LineSlots
 from kiridashi.spool import SpoolFolder
 
 from kiridashi_agent.background import Background
-from kiridashi_agent.journal import MAX_ATTEMPTS, Journal
+from kiridashi_agent.journal import Journal
 from kiridashi_agent.process import JobCancelledError
 from kiridashi_agent.retune import LineTuner, TuneWish, named_ids
 
@@ -28,7 +28,7 @@ class TuneWorker:
     def __init__(self, config: Config, journal: Journal, tuner: LineTuner) -> None:
         self._config, self._journal, self._tuner = config, journal, tuner
         self._background = Background("kiridashi-tune")
-        self._settled = False
+        self._settle_at = 0.0
         self._retry_at: dict[str, float] = {}
         self._answers: dict[str, tuple[tuple[int, int], tuple[str, ...]]] = {}
 
@@ -37,10 +37,10 @@ class TuneWorker:
         if self._background.is_running():
             return
         self.pause()
-        if not self._settled:
+        if time.monotonic() >= self._settle_at:  # again and again: a tuning by hand may be killed beside this agent
             for line in self._config.lines:
                 self._tuner.settle(line)
-            self._settled = True
+            self._settle_at = time.monotonic() + RETRY_S
         due = next((line for line in self._config.lines if self._is_due(line)), None)
         if due is not None:
             self._background.start(partial(self._tune, due))
@@ -58,8 +58,8 @@ class TuneWorker:
         if not (section.tune and section.tune_after) or time.monotonic() < self._retry_at.get(line, 0.0):
             return False
         record = self._journal.tuning(line)
-        if record is not None and record.phase == "interrupted" and record.trigger == "named":
-            return record.attempts < MAX_ATTEMPTS
+        if record is not None and record.is_to_be_repeated:
+            return True
         try:
             if LineSlots(self._config.device.state_dir, line).active() is None:
                 return False

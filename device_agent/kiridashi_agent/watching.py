@@ -71,7 +71,9 @@ class DriftWatcher:
     def _look(self, lines: Mapping[str, int], cancel: threading.Event) -> None:
         limits = Limits(WATCH_LIMITS.seconds, WATCH_LIMITS.memory_bytes, cancel)
         try:
-            look(self._config.device.state_dir, self._journal, lines, self._watch, self._publish, limits)
+            state_dir = self._config.device.state_dir
+            # A wait for the lock could not be interrupted, and the agent's loop waits for this thread.
+            look(state_dir, self._journal, lines, self._watch, self._publish, limits, wait=False)
         except JobCancelledError:
             self._due = 0.0
         except (KiridashiError, OSError) as error:
@@ -90,15 +92,18 @@ def look(
     watch: Watch,
     publish: Publish | None,
     limits: Limits = WATCH_LIMITS,
+    *,
+    wait: bool = True,
 ) -> WatchOutcome:
     """Move the watches on by one child process, note what they say, and tell what is new.
 
     Without ``publish`` nobody is told here: a running agent reports what the journal says.
 
     Raises:
+        StateError: another process does it, and ``wait`` is false.
         JobError: the child crashed, hung, was stopped or reached its memory limit; it is as if it had not run.
     """
-    with journal.lock(WATCH_LOCK, wait=True):
+    with journal.lock(WATCH_LOCK, wait=wait):
         outcome = watch(WatchRequest(str(state_dir), dict(lines)), limits)
         for line, drift in outcome.lines.items():
             before = journal.drift().get(line)

@@ -9,6 +9,7 @@ hashes are the lowest (a bottom-k sketch; Cohen and Kaplan 2007). It needs no co
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -34,6 +35,7 @@ MAX_FRAME_BYTES = _MIB
 MAX_INDEX_BYTES = 16 * _MIB
 MAX_PARTS = 50_000
 _KEY_DIGITS = 32
+# Of flipped bits zipfile makes, among others, another compression, a newer version, or an encrypted entry.
 _DAMAGE = (zipfile.BadZipFile, KeyError, ValueError, msgspec.MsgspecError, EOFError, RuntimeError, zlib.error)
 
 
@@ -174,13 +176,13 @@ class KeptSamples:
                     return index, [(frame, source.read(frame.bytes)) for frame in index.frames]
         except FileNotFoundError:
             return KeptIndex(), []
-        except _DAMAGE as error:
+        except (*_DAMAGE, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a place before the file's start
+                raise StateError(f"the kept samples {self.path} cannot be read", why=str(error)) from error
             aside = self.path.with_name(KEPT_NAME + ".damaged")
             self.path.replace(aside)
             _log.error("the kept samples %s were damaged (%s); set aside as %s", self.path, error, aside.name)
             return KeptIndex(), []
-        except OSError as error:
-            raise StateError(f"the kept samples {self.path} cannot be read", why=str(error)) from error
 
 
 def choose_kept(

@@ -28,6 +28,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> Outcome:
     config = opened_config(arguments)
+    if arguments.now or arguments.accept:
+        check_account(config.device.state_dir)
     journal = Journal(config.device.state_dir / "journal")
     chosen = [configured_line(config, arguments.line)] if arguments.line else sorted(config.lines)
     if arguments.accept or arguments.now:

@@ -19,7 +19,7 @@ from kiridashi.manifest import decode_manifest
 from kiridashi.slots import LineSlots
 from kiridashi.spool import SpoolFolder
 
-from kiridashi_agent.cli.place import add_line_argument, add_state_argument
+from kiridashi_agent.cli.place import add_line_argument, add_state_argument, check_account
 from kiridashi_agent.label.access import Access
 from kiridashi_agent.label.server import LabelServer
 from kiridashi_agent.label.session import LabelGoal, LabelSession
@@ -43,6 +43,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> Outcome:
     _check(arguments)
+    check_account(arguments.state)
     folder = SpoolFolder(arguments.state, arguments.line)
     current_goal = partial(_goal, LineSlots(arguments.state, arguments.line), arguments.per_class)
     goal = current_goal()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,8 +86,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.csv and arguments.json:
         raise InputError("--csv and --json cannot both be printed")
     numbers = (arguments.threads, arguments.seconds, arguments.rounds)
-    if any(number is not None and not number > 0 for number in numbers):
-        raise InputError("--threads, --seconds and --rounds must be above zero")
+    if any(number is not None and not 0 < number < math.inf for number in numbers):
+        raise InputError("--threads, --seconds and --rounds must be above zero, and no infinity")
 
 
 def _measure_files(arguments: argparse.Namespace) -> Outcome:

@@ -12,7 +12,7 @@ from types import FrameType
 
 import msgspec
 from kiridashi.command import Command, Outcome
-from kiridashi.errors import ExitCode
+from kiridashi.errors import ExitCode, InputError
 from kiridashi.messages import Reported
 
 from kiridashi_agent import jobs, logs
@@ -44,6 +44,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> Outcome:
+    if not 0 <= arguments.timeout <= threading.TIMEOUT_MAX:
+        raise InputError("--timeout is a number of seconds, at least 0")
     logs.configure(arguments.log_level)
     config = opened_config(arguments)
     journal = Journal(config.device.state_dir / "journal")

@@ -53,9 +53,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> Outcome:
     config = opened_config(arguments)
+    check_account(config.device.state_dir)
     line = configured_line(config, arguments.line)
     check_account(config.device.state_dir)
     if arguments.forget:
+        if arguments.samples or arguments.time is not None:
+            raise InputError("--forget takes neither --samples nor --time", why="it tunes nothing")
         return _forget(config, line)
     if arguments.time is not None and not 0 < arguments.time <= config.limits.job_timeout_s:
         raise InputError(f"--time is above 0 and at most job_timeout_s, {config.limits.job_timeout_s:g} s")

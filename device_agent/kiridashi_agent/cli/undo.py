@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 from kiridashi.artifacts import MANIFEST_NAME
 from kiridashi.command import Command, Outcome
-from kiridashi.errors import StateError
+from kiridashi.errors import ExitCode, StateError
 from kiridashi.manifest import decode_manifest
+from kiridashi.messages import ErrorReport
 from kiridashi.slots import Active, LineSlots
 
 from kiridashi_agent.actions import with_active
@@ -36,6 +37,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> Outcome:
     config = opened_config(arguments)
+    check_account(config.device.state_dir)
     line, state = configured_line(config, arguments.line), config.device.state_dir
     check_account(state)
     active = undo(state, line, arguments.to)
@@ -65,6 +67,11 @@ def undo(state: Path, line: str, to: str | None) -> Active:
             slots.activate(active)
         else:
             active = slots.rollback()
+        unfinished = journal.tuning(line)
+        if unfinished is not None and unfinished.phase == "activating":  # killed then: it would be finished over this
+            error = ErrorReport(StateError.__name__, ExitCode.STATE, "it was undone before it was finished", "tuning")
+            journal.write_tuning(line, msgspec.structs.replace(unfinished, phase="failed", error=error))
+            slots.clear_bench()
         undone = with_active(record, active)
         journal.write_line(
             line, msgspec.structs.replace(undone, state=msgspec.structs.replace(undone.state, phase=phase))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import threading
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from kiridashi_agent.actions import Actions
 from kiridashi_agent.agent import Agent
 from kiridashi_agent.cli.place import add_state_argument, check_account, configured_line, opened_config
 from kiridashi_agent.cli.run import stopped_by_signals
+from kiridashi_agent.inspection import damage
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.lifecycle import RESTING
 from kiridashi_agent.metadata import TrustStore, read_pinned_root
@@ -48,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         index = stick.index()
         line = configured_line(config, index.line)
         manifest = verified(config, stick, index)
-        if serving_digest(config.device.state_dir, line) == manifest.digest:
+        if serves_soundly(config, line, manifest.digest):
             text = f"line '{line}' serves version {manifest.version} already; nothing was changed"
             return Outcome({"line": line, "version": manifest.version, "phase": "active", "changed": False}, text)
         state = _bring_in(config, stick, index, stop)
@@ -80,10 +82,14 @@ def verified(config: Config, stick: StickTransport, index: StickIndex) -> Manife
     return manifest
 
 
-def serving_digest(state: Path, line: str) -> str:
-    """Digest of the manifest that the line serves now, tuned or not; empty without one."""
-    serving = _serving(state, line)
-    return serving.digest if serving else ""
+def serves_soundly(config: Config, line: str, digest: str) -> bool:
+    """Whether the line serves the bundle with this digest, tuned or not, and its files are as they were activated."""
+    state, slots = config.device.state_dir, LineSlots(config.device.state_dir, line)
+    active, serving = slots.active(), _serving(state, line)
+    if active is None or serving is None or serving.digest != digest:
+        return False
+    trust = TrustStore(state / "trust" / "metadata", read_pinned_root(state))
+    return damage(slots, active, partial(trust.check_seal, state)) is None
 
 
 def _serving(state: Path, line: str) -> Manifest | None:
@@ -94,7 +100,7 @@ def _serving(state: Path, line: str) -> Manifest | None:
     path = slots.folder(active.slot) / MANIFEST_NAME
     try:
         return decode_manifest(path.read_bytes(), str(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, BundleError):
         return None  # a damaged slot: whatever comes is better
 
 

@@ -69,6 +69,16 @@ def test_a_line_that_is_not_here_is_named(program, fleet, stick, tmp_path) -> No
 
 def test_the_state_of_another_account_is_left_alone(program, stick) -> None:
     os.chown(program.state, 12345, -1)
-    code, found = program.call("import", str(stick))
+    line = ("--line", "press-3")
+    for command in (("import", str(stick)), ("undo", *line), ("tune", *line), ("drift", "--now"), ("label", *line)):
+        check_refusal(*program.call(*command))
+
+
+def check_refusal(code, found) -> None:
     assert (code, found["error"]["kind"]) == (60, "StateError")
     assert "sudo -u kiridashi" in found["error"]["next"]
+
+
+def test_forgetting_takes_no_samples(program, running) -> None:
+    code, found = program.call("tune", "--line", "press-3", "--forget", "--time", "5")
+    assert (code, found["error"]["kind"]) == (10, "InputError")

@@ -199,6 +199,7 @@ def test_a_memory_limit_ends_the_process(shipped: Path, state: Path, capsys) -> 
         (["x.onnx", "-o", "r.json"], "--output belongs to --profile"),
         (["x.onnx", "--csv", "--json"], "cannot both be printed"),
         (["x.onnx", "--rounds", "0"], "must be above zero"),
+        (["x.onnx", "--seconds", "inf"], "must be above zero"),
         (["x.onnx", "--shape", "x=1x"], "cannot be read"),
         (["x.onnx"], "does not exist"),
         (["--history", "x.onnx"], "does not exist"),

@@ -7,6 +7,7 @@ import time
 from collections import namedtuple
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from fake_fleet import FakeFleet
 from kiridashi.budget import MIB
@@ -145,3 +146,20 @@ def test_a_broken_configuration_is_a_check_with_a_next_step(tmp_path, capsys) ->
     assert "FAILED  config: " in said
     assert "config.toml:4: the key 'broker.hots' is unknown" in said
     assert "next: did you mean 'broker.host'?" in said
+
+
+def test_pictures_in_class_folders_are_samples_too(config, tmp_path) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    config = msgspec.structs.replace(config, lines={"press-3": LineSection(samples=folder)})
+    assert health.samples(config).result == "warning"
+    (folder / "dent").mkdir()
+    assert health.samples(config).result == "ok"
+
+
+def test_a_file_that_leaves_meanwhile_is_one_failed_check(config) -> None:
+    def disk(_config: Config) -> health.Check:
+        raise FileNotFoundError(2, "No such file or directory", "a.part")
+
+    found = health.guarded(disk, config)
+    assert (found.name, found.result, found.code) == ("disk", "failed", ExitCode.STATE)

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from kiridashi.artifacts import write_atomic
+from kiridashi_agent import agent as agent_module
 from kiridashi_agent import journal as journal_module
 from kiridashi_agent.inspection import inspected
 from kiridashi_agent.journal import LineRecord
@@ -111,6 +112,7 @@ def test_what_killed_processes_left_is_cleared_away(serving) -> None:
         root / ".a.trash" / "model.onnx",
         serving.state / "journal" / ".device.json.1a2b3c4d.tmp",
         serving.state / "journal" / ".press-3.line.json.1a2b3c4d.tmp",
+        serving.state / "journal" / ".press-3.tune.json.1a2b3c4d.tmp",
         serving.state / "trust" / ".seal.key.1a2b3c4d.tmp",
     ]
     for path in left:
@@ -150,6 +152,33 @@ def test_a_seal_that_could_not_be_checked_is_not_a_damaged_one(serving) -> None:
         raise NoResultError("the child process that checks signatures gave no result")
 
     assert inspected(record, serving.slots, serving.config.lines["press-3"], killed) is record
+
+
+def test_a_line_that_others_hold_is_looked_at_later_and_interrupts_nothing_then(serving, monkeypatch) -> None:
+    class Idle:
+        pauses = 0
+
+        def go_on(self) -> None:
+            pass
+
+        def is_open(self) -> bool:
+            return False
+
+        def pause(self) -> None:
+            self.pauses += 1
+
+    monkeypatch.setattr(agent_module, "INSPECT_AGAIN_S", 0.0)
+    path = serving.slots.model_path(serving.slots.active())
+    path.write_bytes(path.read_bytes()[:-1])
+    serving.restart()
+    idle = Idle()
+    serving.agent._idle = (idle,)
+    with serving.journal.lock("press-3", wait=False):
+        for _ in range(3):
+            serving.agent.tick(0)
+    assert (serving.line.phase, idle.pauses) == ("active", 1)
+    serving.transport.want(1, press_3=V1)
+    assert serving.settle().slot == "b"
 
 
 class TestFullDisk:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from kiridashi.errors import InputError, StateError
 from kiridashi.messages import LineState
+from kiridashi_agent import journal as module
 from kiridashi_agent.journal import DeviceRecord, Journal, LineRecord
 
 RECORD = LineRecord(LineState(phase="tuning", target="lines/press-3/2.json", version=2), rollout="r1", chosen="m.onnx")
@@ -77,3 +78,17 @@ def test_a_lock_cuts_off_no_file_that_a_link_names(tmp_path) -> None:
     with pytest.raises(OSError, match="symbolic links"), Journal(tmp_path).lock("press-3", wait=False):
         pass
     assert (tmp_path / "precious").read_bytes() == b"content"
+
+
+def test_a_damaged_record_on_a_read_only_disk_does_not_end_the_agent(tmp_path, monkeypatch, caplog) -> None:
+    def refuse(_path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    journal = Journal(tmp_path)
+    journal.write_line("press-4", RECORD)
+    (tmp_path / "press-3.line.json").write_bytes(b"{")
+    monkeypatch.setattr(module, "set_aside", refuse)
+    for _ in range(3):
+        assert journal.lines() == {"press-3": LineRecord(), "press-4": RECORD}
+    assert (tmp_path / "press-3.line.json").exists()
+    assert caplog.text.count("Read-only file system") == 1

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from fake_fleet import DirectTransport, FakeFleet
 from kiridashi.errors import BundleError, NetworkError, StateError, TrustError
+from kiridashi_agent import metadata as module
 from kiridashi_agent.metadata import TrustStore
 from kiridashi_agent.transport import NotFoundError
 from kiridashi_agent.trust_child import SealOrder, carry_out, run_in_child
@@ -158,3 +159,10 @@ class TestInAChildProcess:
         monkeypatch.setattr("sys.executable", "/bin/false")
         with pytest.raises(StateError, match="gave no result"):
             run_in_child(SealOrder("", "", "", "", ""), lambda _request: b"")
+
+
+def test_a_process_that_hangs_on_the_metadata_is_not_waited_for_for_ever(store, fleet, bundle, monkeypatch) -> None:
+    monkeypatch.setattr(module, "LOCK_WAIT_S", 0.1)
+    with store._alone(), pytest.raises(NetworkError, match="in use by another process"):
+        fetch(store, fleet)
+    assert fetch(store, fleet) == bundle[1]

@@ -356,7 +356,17 @@ class TestKilled:
         back = undo(ready.state, LINE, "previous")
         tuner(ready).settle(LINE)
         assert ready.slots.active() == back
-        assert ready.journal.tuning(LINE).phase == "interrupted"
+        assert ready.journal.tuning(LINE).phase == "failed"
+        assert bench_is_clear(ready)
+
+    def test_nor_after_the_pointer_was_replaced(self, ready, monkeypatch) -> None:
+        before = ready.slots.active()
+        self.killed_in(ready, monkeypatch, module, "with_active")
+        assert ready.slots.active().tuned
+        assert undo(ready.state, LINE, "previous") == before
+        tuner(ready).settle(LINE)
+        assert ready.slots.active() == before
+        assert "undone" in ready.journal.tuning(LINE).error.message
 
     def test_settling_leaves_a_tuning_alone_that_another_process_does(self, ready) -> None:
         seen = []
@@ -448,6 +458,42 @@ class TestByItself:
         self.run(self.worker(ready))
         assert len(ready.jobs.requests) == 3
         assert ready.journal.tuning(LINE).phase == "interrupted"
+
+        ready.jobs.before = lambda _job: None
+        named(ready, 2, start=2)  # given up is that one, and not tuning for ever
+        self.run(self.worker(ready))
+        record = ready.journal.tuning(LINE)
+        assert (record.phase, record.attempts) == ("done", 1)
+
+    def test_a_hot_board_only_puts_it_off(self, ready, monkeypatch) -> None:
+        configure(ready, tune_after=2)
+        named(ready, 2)
+        worker = self.worker(ready)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "hottest_celsius", lambda: 88.0)
+            self.run(worker)
+            assert not worker.is_open()
+        assert ready.journal.tuning(LINE) is None
+        worker._retry_at.clear()
+        self.run(worker)
+        assert ready.journal.tuning(LINE).phase == "done"
+
+    def test_a_tuning_by_hand_that_is_killed_beside_the_agent_is_settled(self, ready, monkeypatch) -> None:
+        worker = self.worker(ready)
+        self.run(worker)
+
+        def end(*_: object) -> None:
+            raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "with_active", end)
+            with pytest.raises(Killed):
+                tuner(ready).tune(LINE, ready.given)
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 61.0)
+        worker.go_on()
+        assert ready.journal.tuning(LINE).phase == "done"
+        assert ready.journal.line(LINE).state.model_digest == ready.slots.active().model_digest
 
     def test_it_makes_way_for_an_update_and_comes_back(self, ready) -> None:
         configure(ready, tune_after=2)

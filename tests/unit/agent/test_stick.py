@@ -9,13 +9,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from fake_stick import contents, write_file, write_folder
+from kiridashi.artifacts import MANIFEST_NAME
 from kiridashi.errors import BundleError, InputError, NetworkError, TrustError
 from kiridashi.manifest import CHUNK_BYTES
 from kiridashi.messages import MAX_MESSAGE_BYTES, Request
 from kiridashi.stick import INDEX_NAME, StickIndex, decode_index, place_of
 from kiridashi_agent.actions import Actions
 from kiridashi_agent.agent import Agent
-from kiridashi_agent.cli.usb import verified
+from kiridashi_agent.cli.usb import serves_soundly, verified
 from kiridashi_agent.profile_task import ProfileTask
 from kiridashi_agent.profile_worker import ProfileWorker
 from kiridashi_agent.stick import opened
@@ -54,6 +55,19 @@ def test_a_stick_goes_the_whole_way_to_active(device, fleet, bundles, write) -> 
     assert device.slots.active().model_digest == bundles[2][1].digest
     assert [job for job, _ in device.jobs.calls if job == "measure"]
     assert fleet.requests == []  # nothing of it came over the network
+
+
+@pytest.mark.parametrize("damaged", ["model", "manifest"])
+def test_a_damaged_model_is_mended_by_the_same_stick(device, fleet, bundles, tmp_path, damaged) -> None:
+    stick, digest = write_folder(tmp_path / "stick", contents(fleet, V2)), bundles[2][1].digest
+    bring(device, stick)
+    assert serves_soundly(device.config, "press-3", digest)
+    active = device.slots.active()
+    path = device.slots.model_path(active) if damaged == "model" else device.slots.folder(active.slot) / MANIFEST_NAME
+    path.write_bytes(path.read_bytes()[:-9])
+    assert not serves_soundly(device.config, "press-3", digest)
+    assert bring(device, stick).phase == "active"
+    assert serves_soundly(device.config, "press-3", digest)
 
 
 def test_the_network_s_old_wish_does_not_undo_an_import_and_a_new_one_counts(serving, fleet, tmp_path) -> None:

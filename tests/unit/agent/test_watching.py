@@ -14,7 +14,7 @@ from kiridashi.errors import NetworkError
 from kiridashi_agent.jobs import WatchOutcome, WatchRequest
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.process import JobCancelledError, JobTimeoutError, Limits
-from kiridashi_agent.watching import DriftWatcher, look, watched_lines
+from kiridashi_agent.watching import WATCH_LOCK, DriftWatcher, look, watched_lines
 
 FINDING = Finding("line", "image", "brightness", "lower", 0.001, 0.3, 0.9, 0.5, 0.2, 20, 400, 1.0, 2.0)
 OTHER = msgspec.structs.replace(FINDING, signal="outputs", statistic="confidence")
@@ -133,3 +133,14 @@ def test_a_look_that_was_interrupted_is_made_up_for_and_a_failed_one_is_not_fata
     watcher.pause()
     assert "did not end" in caplog.text
     assert journal.drift() == {}
+
+
+def test_a_look_by_hand_does_not_hold_up_the_agent(tmp_path, journal, caplog) -> None:
+    child = Child()
+    note(tmp_path)
+    watcher = DriftWatcher(config(tmp_path), journal, child, lambda *_: None)
+    with journal.lock(WATCH_LOCK, wait=False):
+        watcher.go_on()
+        watcher.pause()
+    assert child.requests == []
+    assert "in use by another process" in caplog.text

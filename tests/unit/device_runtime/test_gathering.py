@@ -247,3 +247,15 @@ def test_an_answer_for_what_is_no_frame_leads_nowhere(tmp_path: Path) -> None:
     AnswerLog(folder.answers_path).add(Answer("a1", "../../../seal.key", "class", 1.0, LABELS[0]))
     assert len(gather(Sources(spool=folder), LABELS, 6, 6).samples) == 0
     assert (tmp_path / "seal.key").read_bytes() == b"secret"
+
+
+def test_whatever_bit_flips_in_the_file_it_is_read_or_set_aside(tmp_path: Path) -> None:
+    kept, image = KeptSamples(tmp_path, "press-3"), bytes(12)
+    kept.write([(KeptFrame(frame_key(2, 2, image), "dent", False, 2, 2), image)], {})
+    sound = kept.path.read_bytes()
+    for place in range(8 * len(sound)):
+        flipped = bytearray(sound)
+        flipped[place // 8] ^= 1 << place % 8
+        kept.path.write_bytes(flipped)
+        frames = kept.frames()
+        assert len(frames) == 1 or not kept.path.exists()
