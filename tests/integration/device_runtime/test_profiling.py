@@ -218,7 +218,14 @@ def test_cancelling_stops_at_once_and_keeps_the_record(shipped: Path, tmp_path: 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     code = "import sys; from kiridashi_agent.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "measure", "--profile", str(folder), "--state", str(folder), *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
+    )
 
 
 def wait_for_steps(process: subprocess.Popen[str], steps: int) -> None:
