@@ -55,7 +55,6 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     config = opened_config(arguments)
     check_account(config.device.state_dir)
     line = configured_line(config, arguments.line)
-    check_account(config.device.state_dir)
     if arguments.forget:
         if arguments.samples or arguments.time is not None:
             raise InputError("--forget takes neither --samples nor --time", why="it tunes nothing")

@@ -39,7 +39,6 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     config = opened_config(arguments)
     check_account(config.device.state_dir)
     line, state = configured_line(config, arguments.line), config.device.state_dir
-    check_account(state)
     active = undo(state, line, arguments.to)
     what = "tuned" if active.tuned else "untuned"
     text = f"line '{line}' now serves {active.artifact} ({what}) from slot {active.slot}; a running agent reports it"
