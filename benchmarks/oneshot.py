@@ -49,7 +49,7 @@ PER_CLASS = 6
 MASKS = tuple(method for method in METHODS if method not in (*STOCKS, *ITERATIVE, "composed"))
 WHOLE = tuple(method for method in (*METHODS, *RIVALS) if method not in ("product", "composed"))
 STOCK = StockSettings()
-QUICK_STOCK = StockSettings(shares=(1.0, 0.35), iterations=60)
+QUICK_STOCK = StockSettings(shares=(1.0, 0.35), iterations=200)
 QUICK_METHODS = ("product", "uniform_bank", "taylor", "l1", "task_specific")
 AT_ONCE = ("product", "nested_l1")
 """What is tried without iterations: the others start from weights that no past task has touched."""

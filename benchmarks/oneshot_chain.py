@@ -103,19 +103,19 @@ class Chain:
         folder = self.folder / kind
         if (folder / MANIFEST).is_file():
             return load_stock(folder, self.backbone)
-        start = time.perf_counter()
+        start = time.process_time()
         samples = [server_samples(task) for task in self._tasks]
         maker = StockMaker(self.backbone, samples, plans, self.settings, seed=self.seed)
         pieces: list[Piece] = []
         for _ in range(len(maker)):
             pieces.append(maker.piece(pieces))
-            _say(f"{kind}: piece {len(pieces)} of {len(plans)} after {time.perf_counter() - start:.0f} s")
+            _say(f"{kind}: piece {len(pieces)} of {len(plans)} after {time.process_time() - start:.0f} s")
         making = Making(
             tasks={task.name: task.digest for task in self._tasks},
             records=tuple(record.id for record in self.records),
             settings=self.settings,
             seed=self.seed,
-            seconds=time.perf_counter() - start,
+            seconds=time.process_time() - start,
         )
         stock = maker.stock(pieces)
         save_stock(folder, stock, self.backbone, making)

@@ -58,7 +58,7 @@ class RecoverSettings:
     ridge: float = DEFAULT_RIDGE
     repair: bool = True
     repair_strength: float = DEFAULT_STRENGTH
-    repair_images: int = 144
+    repair_images: int = 72
 
     def __post_init__(self) -> None:
         rates = [self.ridge, self.repair_strength] + ([] if self.learning_rate is None else [self.learning_rate])
