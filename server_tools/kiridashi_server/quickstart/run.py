@@ -66,7 +66,7 @@ class Settings(msgspec.Struct, frozen=True):
     budget: Budget | None = None
     shares: tuple[float, ...] = (0.5, 0.15)
     score_iterations: int = 40
-    stock: StockSettings = StockSettings(shares=(1.0, 0.45), iterations=40)
+    stock: StockSettings = StockSettings(shares=(1.0, 0.45), iterations=120)
     settle: bool = False
     kinds: tuple[ArtifactKind, ...] = ALL_KINDS
     image_size: int = 64
