@@ -2,7 +2,8 @@
 
 The order is fixed: the hold-out is predicted with the shipped file, then the head is fitted and the train step runs on
 the training samples alone, then a copy of the file that will be deployed is patched, and *that file on that runtime*
-predicts the hold-out again. Only then are the two compared, once; nothing is chosen by the hold-out.
+predicts the hold-out again. Only then are the two compared, once; nothing is chosen by the hold-out. When to stop is
+said by training samples that are set aside for it, where there are enough.
 
 Everything is written to ``tuned.part`` beside the shipped files and renamed to ``tuned`` at the very end, so a kill at
 any moment leaves the slot without tuned files, never with half of them.
@@ -34,6 +35,7 @@ from kiridashi.trust import SEAL_NAME, VALUES_NAME, Seal, load_or_create_key, si
 from numpy.typing import NDArray
 
 from kiridashi_agent.closed_form import Head, fit_head
+from kiridashi_agent.early_stop import set_aside
 from kiridashi_agent.gate import Judgement, judge_tuning
 from kiridashi_agent.jobs import TRYING_NAME, TuneOutcome, TuneRequest
 from kiridashi_agent.machine import available_bytes, peak_rss_bytes, rss_bytes
@@ -69,13 +71,15 @@ class _Bundle:
 
 @dataclass(frozen=True)
 class _Tuned:
-    """Parameters after tuning, which sizes of the train step were there, and what the head alone reached."""
+    """Parameters after tuning, which sizes of the train step were there, what the head alone reached, and how many
+    samples were set aside."""
 
     values: dict[str, FloatArray]
     steps: StepsResult
     variant: str
     choice: Choice
     accuracy_head: float
+    aside: int
 
 
 def run(request: TuneRequest) -> TuneOutcome:
@@ -198,11 +202,13 @@ def _check_places(path: Path, artifact: Artifact, start: Mapping[str, FloatArray
 
 def _tune(bundle: _Bundle, train: Samples, held: Samples, request: TuneRequest, thermostat: Thermostat) -> _Tuned:
     spec = bundle.spec
+    aside = set_aside(train.labels, spec.batch, np.random.default_rng([request.seed, 1]))
+    learnt, watched = train.where(~aside), train.where(aside)
     features_model = load(bundle.folder / bundle.features.name, request.threads)
     shape = bundle.start[spec.head_weight].shape
     classes = len(bundle.manifest.labels)
     shipped = Head(bundle.start[spec.head_weight].reshape(classes, -1), bundle.start[spec.head_bias].reshape(classes))
-    fit = fit_head(_features(features_model, bundle, train), train.labels, shipped, spec.head_ridge)
+    fit = fit_head(_features(features_model, bundle, learnt), learnt.labels, shipped, spec.head_ridge)
     predicted = fit.head.logits(_features(features_model, bundle, held)).argmax(axis=1)
     start = bundle.start | {
         spec.head_weight: fit.head.weight.reshape(shape),
@@ -210,18 +216,22 @@ def _tune(bundle: _Bundle, train: Samples, held: Samples, request: TuneRequest, 
     }
     del features_model  # its memory is needed for the train step
     accuracy_head = float((predicted == held.labels).mean())
-    variant, steps, choice = _iterate(bundle, train, start, request, thermostat)
+    variant, steps, choice = _iterate(bundle, (learnt, watched), start, request, thermostat)
     changed = {} if variant == HEAD or steps.diverged or steps.harmful else steps.values
     head = {name: start[name] for name in (spec.head_weight, spec.head_bias)}
-    return _Tuned(head | changed, steps, variant, choice, accuracy_head)
+    return _Tuned(head | changed, steps, variant, choice, accuracy_head, len(watched))
 
 
 def _iterate(
-    bundle: _Bundle, train: Samples, start: dict[str, FloatArray], request: TuneRequest, thermostat: Thermostat
+    bundle: _Bundle,
+    samples: tuple[Samples, Samples],
+    start: dict[str, FloatArray],
+    request: TuneRequest,
+    thermostat: Thermostat,
 ) -> tuple[str, StepsResult, Choice]:
     """Run the largest size of the train step that fits memory and time; its name, its result, and all sizes.
 
-    The smallest that fits the memory is never given up for time: it runs as many iterations as there is time for.
+    ``samples`` are those to learn from and those set aside. The smallest that fits the memory is never given up for time: it runs as many iterations as there is time for.
     """
     iterations = bundle.spec.iterations if request.iterations is None else request.iterations
     resident = rss_bytes()
@@ -238,8 +248,8 @@ def _iterate(
             choice.notes[variant.name] = f"would take longer than the {left:.0f} s that are left"
             continue
         write_atomic(bundle.folder / TRYING_NAME, variant.name.encode())
-        plan = replace(_plan(bundle, variant, request, not is_last, left), thermostat=thermostat)
-        steps = run_steps(plan, start, train, np.random.default_rng(request.seed))
+        plan = replace(_plan(bundle, variant, request, not is_last, left), thermostat=thermostat, aside=samples[1])
+        steps = run_steps(plan, start, samples[0], np.random.default_rng(request.seed))
         choice.paces_s[variant.name] = steps.pace_s
         if not steps.too_slow:
             choice.notes[variant.name] = "taken: the largest that fits the memory and the time"
@@ -319,7 +329,7 @@ def _report(tuned: _Tuned, judgement: Judgement, counts: tuple[int, int], second
     return TuneReport(
         iterations=tuned.steps.iterations,
         seconds=seconds,
-        samples=counts[0],
+        samples=counts[0] - tuned.aside,
         holdout=counts[1],
         accuracy_before=judgement.accuracy_before,
         accuracy_head=tuned.accuracy_head,
@@ -331,6 +341,8 @@ def _report(tuned: _Tuned, judgement: Judgement, counts: tuple[int, int], second
         reason=reason,
         worst_recall_drop=judgement.worst_recall_drop,
         bound=tuned.steps.bound,
+        aside=tuned.aside,
+        best_iteration=tuned.steps.best,
         variant=tuned.variant,
         variants=tuned.choice.costs(),
     )

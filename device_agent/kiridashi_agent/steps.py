@@ -23,6 +23,7 @@ from kiridashi.runtime.protocol import FloatArray
 from kiridashi.samples import Samples
 from numpy.typing import NDArray
 
+from kiridashi_agent.early_stop import EVERY, Looks
 from kiridashi_agent.thermostat import Thermostat
 
 GAIN = 0.1
@@ -35,11 +36,13 @@ TRIAL = 3
 
 @dataclass(frozen=True)
 class StepsResult:
-    """``values`` after the last iteration (with ``diverged`` unusable); the first and the last finite batch loss.
+    """``values`` that were kept (with ``diverged`` unusable); the first and the last finite batch loss.
 
-    ``bound`` is what ended it early: "time", "temperature", or nothing.
-    ``harmful``: the last losses are clearly above the first one, so the start was better. ``pace_s`` is the time of an
-    iteration, the first one left out. ``too_slow``: given up after a few of them.
+    Kept are those after iteration ``best``: of those looked at the one with the smallest loss on the samples set aside,
+    or the last one if none are.
+    ``bound`` is what ended it early: "time", "temperature", "no improvement", "divergence", or nothing.
+    ``harmful``: the start was better. ``pace_s`` is the time of an iteration, the first one left out. ``too_slow``:
+    given up after a few of them.
     """
 
     values: dict[str, FloatArray]
@@ -51,6 +54,7 @@ class StepsResult:
     pace_s: float = 0.0
     too_slow: bool = False
     harmful: bool = False
+    best: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class StepsPlan:
 
     A parameter outside ``trained`` is put back to its start in every iteration, because the deployed file has no
     place to write it to. With ``may_give_up`` the first iterations decide whether all of them would end within
-    ``max_seconds``; otherwise as many as do are run. ``thermostat`` holds them back while the board is hot.
+    ``max_seconds``; otherwise as many as do are run. ``thermostat`` holds them back while the board is hot. ``aside``
+    are samples that are not learnt from and say when to stop (:mod:`kiridashi_agent.early_stop`).
     """
 
     graph: Path
@@ -73,6 +78,12 @@ class StepsPlan:
     threads: int
     trained: Collection[str]
     thermostat: Thermostat | None = None
+    aside: Samples | None = None
+
+    @property
+    def overhead(self) -> float:
+        """What looking at the samples set aside adds to the time of the iterations, as a share of it."""
+        return 1 / EVERY if self.aside is not None and len(self.aside) else 0.0
 
 
 def run_steps(
@@ -89,51 +100,134 @@ def run_steps(
     Raises:
         BundleError: the graph does not keep its contract, or onnxruntime refuses it.
     """
-    import onnxruntime
-
     deadline = time.monotonic() + plan.max_seconds
-    session = make_session(plan.graph, plan.threads, memory_pattern=False)
-    value = onnxruntime.OrtValue.ortvalue_from_numpy
-    trained = plan.variant.parameters
-    names = [*trained, *(f"momentum.{name}" for name in trained)]
-    outputs = ["loss", *(f"new.{name}" for name in names)]
-    _check(session, names, outputs, plan.graph)
-    first = {name: value(np.ascontiguousarray(start[name], np.float32)) for name in trained}
-    state = first | {f"momentum.{name}": value(np.zeros_like(start[name])) for name in trained}
-    frozen = {name: held for name, held in first.items() if name not in plan.trained}
+    graph = _Graph(plan, start)
+    watch = _Watch(graph, plan)
     losses: list[float] = []
-    bound = ""
     times: list[float] = []
+    bound = ""
     too_slow = False
     for chosen in balanced_batches(samples.labels, plan.spec.batch, plan.iterations, rng):
-        x = to_input(relit(samples.images[chosen], rng), plan.preprocessing, "NCHW")
-        y = np.eye(plan.classes, dtype=np.float32)[samples.labels[chosen]]
         rate = plan.variant.learning_rate * 0.5 * (1 + math.cos(math.pi * len(losses) / plan.iterations))
-        inputs = {"x": value(x), "y": value(y), "lr": value(np.array(rate, np.float32))}
         began = time.monotonic()
-        try:
-            loss, *new = session.run_with_ort_values(outputs, state | inputs)
-        except refusals() as error:
-            raise BundleError(f"the train step {plan.graph.name} failed", why=str(error)) from error
-        state = dict(zip(names, new, strict=True)) | frozen
-        losses.append(float(loss.numpy()))
+        losses.append(graph.step(relit(samples.images[chosen], rng), samples.labels[chosen], rate))
         ended = time.monotonic()
         times.append(ended - began)
         left = plan.iterations - len(losses)
-        too_slow = plan.may_give_up and len(times) == TRIAL and ended + left * pace_of(times) > deadline
-        bound = _bound(plan, deadline) if left and not too_slow else ""
-        if too_slow or bound or not math.isfinite(losses[-1]):
+        needed_s = left * pace_of(times) * (1 + plan.overhead)
+        too_slow = plan.may_give_up and len(times) == TRIAL and ended + needed_s > deadline
+        if too_slow:
             break
-    values = {name: np.array(state[name].numpy(), np.float32) for name in trained}
+        bound = _bound(plan, watch, losses, deadline) if left or not math.isfinite(losses[-1]) else ""
+        if bound:
+            break
+    best = len(losses) if too_slow else watch.end(len(losses))
+    values = graph.values(watch.best)
     seen = [loss for loss in losses if math.isfinite(loss)] or [0.0]
-    diverged = not (math.isfinite(losses[-1]) and all(np.isfinite(array).all() for array in values.values()))
     return StepsResult(
-        values, len(losses), seen[0], seen[-1], diverged, bound, pace_of(times), too_slow, is_harmful(losses)
+        values=values,
+        iterations=len(losses),
+        loss_first=seen[0],
+        loss_last=seen[-1],
+        diverged=(bound == "divergence" and best in (0, len(losses)))
+        or not all(np.isfinite(array).all() for array in values.values()),
+        bound=bound,
+        pace_s=pace_of(times),
+        too_slow=too_slow,
+        harmful=best == 0 or (watch.looks is None and is_harmful(losses)),
+        best=best,
     )
 
 
-def _bound(plan: StepsPlan, deadline: float) -> str:
+class _Graph:
+    """The train step in a session of its own. Parameters and momenta are values of the runtime and never copied."""
+
+    def __init__(self, plan: StepsPlan, start: Mapping[str, FloatArray]) -> None:
+        import onnxruntime
+
+        self._plan = plan
+        self._session = make_session(plan.graph, plan.threads, memory_pattern=False)
+        self._value = onnxruntime.OrtValue.ortvalue_from_numpy
+        trained = plan.variant.parameters
+        self._names = [*trained, *(f"momentum.{name}" for name in trained)]
+        self._outputs = ["loss", *(f"new.{name}" for name in self._names)]
+        _check(self._session, self._names, self._outputs, plan.graph)
+        first = {name: self._value(np.ascontiguousarray(start[name], np.float32)) for name in trained}
+        self.state = first | {f"momentum.{name}": self._value(np.zeros_like(start[name])) for name in trained}
+        self._frozen = {name: held for name, held in first.items() if name not in plan.trained}
+
+    def step(self, images: NDArray[np.uint8], labels: NDArray[np.int64], rate: float) -> float:
+        """One iteration; the loss before it."""
+        loss, *new = self._run(images, labels, rate)
+        self.state = dict(zip(self._names, new, strict=True)) | self._frozen
+        return float(loss.numpy())
+
+    def loss(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
+        """The loss of a batch; nothing is changed."""
+        return float(self._run(images, labels, 0.0)[0].numpy())
+
+    def values(self, state: Mapping[str, Any]) -> dict[str, FloatArray]:
+        """The parameters of a state."""
+        return {name: np.array(state[name].numpy(), np.float32) for name in self._plan.variant.parameters}
+
+    def _run(self, images: NDArray[np.uint8], labels: NDArray[np.int64], rate: float) -> list[Any]:
+        x = to_input(images, self._plan.preprocessing, "NCHW")
+        y = np.eye(self._plan.classes, dtype=np.float32)[labels]
+        inputs = {"x": self._value(x), "y": self._value(y), "lr": self._value(np.array(rate, np.float32))}
+        try:
+            found: list[Any] = self._session.run_with_ort_values(self._outputs, self.state | inputs)
+        except refusals() as error:
+            raise BundleError(f"the train step {self._plan.graph.name} failed", why=str(error)) from error
+        return found
+
+
+class _Watch:
+    """Looks at the samples set aside, if there are any, and holds on to the best state seen."""
+
+    def __init__(self, graph: _Graph, plan: StepsPlan) -> None:
+        self._graph = graph
+        self._batches: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []
+        self._best = graph.state
+        self._seen = 0
+        self.looks: Looks | None = None
+        if plan.aside is not None and len(plan.aside):
+            count = -(-len(plan.aside) // plan.spec.batch)
+            places = np.resize(np.arange(len(plan.aside)), count * plan.spec.batch)  # repeated up to whole batches
+            self._batches = [(plan.aside.images[part], plan.aside.labels[part]) for part in np.split(places, count)]
+            self.looks = Looks()
+            self._look(self.looks, 0)
+
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """The state to keep."""
+        return self._graph.state if self.looks is None else self._best
+
+    def is_over(self, iteration: int) -> bool:
+        """Look if it is time to; whether the iterations should end."""
+        if self.looks is not None and iteration - self._seen >= EVERY * len(self._batches):
+            self._look(self.looks, iteration)
+        return self.looks is not None and self.looks.is_over
+
+    def end(self, iteration: int) -> int:
+        """Look at the last state too; the iteration after which the best was seen, without any looks the last."""
+        if self.looks is None:
+            return iteration
+        if iteration > self._seen:
+            self._look(self.looks, iteration)
+        return self.looks.best_iteration
+
+    def _look(self, looks: Looks, iteration: int) -> None:
+        self._seen = iteration
+        if looks.take(iteration, float(np.mean([self._graph.loss(*batch) for batch in self._batches]))):
+            self._best = self._graph.state
+
+
+def _bound(plan: StepsPlan, watch: _Watch, losses: Sequence[float], deadline: float) -> str:
     """What forbids another iteration, if anything does; waits while the board is hot."""
+    if not math.isfinite(losses[-1]):
+        return "divergence"
+    if watch.is_over(len(losses)):
+        return "no improvement"
     if plan.thermostat is not None and not plan.thermostat.may_go_on(deadline):
         return "temperature"
     return "time" if time.monotonic() > deadline else ""

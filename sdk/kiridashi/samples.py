@@ -40,7 +40,10 @@ class Samples:
 
     def part(self, *, holdout: bool) -> Samples:
         """Only the hold-out, or only the samples to learn from."""
-        chosen = self.holdout == holdout
+        return self.where(self.holdout == holdout)
+
+    def where(self, chosen: NDArray[np.bool_]) -> Samples:
+        """Only the samples that are chosen, bool [N]."""
         return Samples(self.images[chosen], self.labels[chosen], self.holdout[chosen])
 
 

@@ -17,6 +17,7 @@ from kiridashi.samples import write_samples
 from kiridashi.slots import Active
 from kiridashi.trust import load_public_key, read_seal, verify_seal
 from kiridashi_agent import finetune, jobs
+from kiridashi_agent.early_stop import EVERY
 from kiridashi_agent.jobs import TuneOutcome, TuneRequest, survey, tune
 from kiridashi_agent.patching import read_parameters
 from kiridashi_agent.process import JobCancelledError, JobTimeoutError, Limits, MemoryLimitError
@@ -155,6 +156,23 @@ def test_iterations_are_bounded_in_time(ready: Device) -> None:
     report = tune(request(ready, iterations=10_000_000, max_seconds=0.3)).report
     assert 1 < report.iterations < 10_000_000
     assert (report.kept, report.bound) == (True, "time")
+
+
+def test_iterations_that_win_nothing_end_early_and_the_report_says_so(ready: Device) -> None:
+    change_spec(ready, learning_rate=3.0)
+    write_device_samples(ready.samples, per_class=20)
+    report = tune(request(ready, iterations=200)).report
+    assert (report.bound, report.best_iteration + 3 * EVERY) == ("no improvement", report.iterations)
+    assert report.iterations < 200
+    assert (report.samples, report.aside, report.holdout) == (52, 8, 20)
+    assert report.kept, report.reason
+
+
+def test_the_weights_that_are_kept_are_the_best_of_those_looked_at(ready: Device) -> None:
+    write_device_samples(ready.samples, per_class=20)
+    found = {n: finetune.run(request(ready, iterations=n)).report for n in (5, 40)}
+    assert found[40].best_iteration > 5
+    assert found[40].accuracy_after >= found[5].accuracy_after
 
 
 def test_a_hot_board_ends_the_iterations_and_the_report_says_so(ready: Device, monkeypatch: pytest.MonkeyPatch) -> None:
