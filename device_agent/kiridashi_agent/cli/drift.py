@@ -32,8 +32,6 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         check_account(config.device.state_dir)
     journal = Journal(config.device.state_dir / "journal")
     chosen = [configured_line(config, arguments.line)] if arguments.line else sorted(config.lines)
-    if arguments.accept or arguments.now:
-        check_account(config.device.state_dir)
     if arguments.accept:
         if not arguments.line:
             raise InputError("--accept needs the line", next_step="kiridashi-agent drift --accept --line NAME")
