@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from agent_program import wait_for
 from fake_fleet import free_port
-from tiny_bundle import device_tiles
+from tiny_bundle import device_tiles, make_bundle
 
 BIN = Path(sys.executable).parent
 SERVER, AGENT = BIN / "kiridashi", BIN / "kiridashi-agent"
@@ -123,9 +123,9 @@ class Device:
     def __init__(self, state: Path, line: str, agent: Path) -> None:
         self.state, self.line, self.agent = state, line, agent
 
-    def run(self, *words: object, env: Mapping[str, str] | None = None) -> Answer:
+    def run(self, *words: object, env: Mapping[str, str] | None = None, timeout_s: float = COMMAND_TIMEOUT_S) -> Answer:
         """One ``kiridashi-agent`` command on this device."""
-        return call(self.agent, *words, "--state", self.state, env=env)
+        return call(self.agent, *words, "--state", self.state, env=env, timeout_s=timeout_s)
 
     def succeed(self, *words: object) -> dict[str, Any]:
         return succeed(self.agent, *words, "--state", self.state)
@@ -140,7 +140,8 @@ class Device:
 
     def once(self, timeout_s: float = 60, env: Mapping[str, str] | None = None) -> tuple[int, dict[str, Any]]:
         """``run --once``; the exit code and the line's state."""
-        code, report = self.run("run", "--once", "--timeout", timeout_s, env=env)
+        longest_s = max(COMMAND_TIMEOUT_S, timeout_s + 60)
+        code, report = self.run("run", "--once", "--timeout", timeout_s, env=env, timeout_s=longest_s)
         assert "lines" in report, report
         return code, report["lines"][self.line]
 
@@ -194,3 +195,13 @@ def wait_until_killed(process: subprocess.Popen[bytes], condition: Any, timeout_
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait(10) == -signal.SIGKILL
+
+
+def deliver(plant: Plant, device: Device, version: int) -> dict[str, Any]:
+    """Publish a version and let the device take it, with the plant's server up only for that; the line's state."""
+    make_bundle(plant.folder / f"bundle-{version}", version=version, seed=version)
+    with plant.serving():
+        plant.publish(plant.folder / f"bundle-{version}")
+        code, line = device.once()
+    assert (code, line["phase"], line["version"]) == (0, "active", version), line
+    return line

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import pytest
 import server_of_the_past
 from installed import Device, Plant, bytes_on_disk, killed_at_the_end, wait_until_killed, write_frames
 from kiridashi import LineModel
@@ -29,25 +28,6 @@ LINE = "press-3"
 WITHOUT_RUNTIMES = (
     "import sys\nsys.modules.update(dict.fromkeys(('onnxruntime', 'ai_edge_litert', 'tflite_runtime')))\n"
 )
-
-
-@pytest.fixture
-def plant(tmp_path) -> Plant:
-    plant = Plant(tmp_path)
-    plant.run("line", "add", LINE)
-    return plant
-
-
-@pytest.fixture
-def device(plant) -> Device:
-    """Serves version 1; the plant's server is down again."""
-    device = plant.enrol()
-    with plant.serving():
-        bundle(plant, 1)
-        plant.publish(plant.folder / "bundle-1")
-        code, line = device.once()
-        assert (code, line["phase"], line["slot"]) == (0, "active", "a"), line
-    return device
 
 
 def bundle(plant: Plant, version: int) -> Manifest:

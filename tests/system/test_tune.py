@@ -6,43 +6,18 @@ import subprocess
 import time
 
 import numpy as np
-import pytest
 from agent_program import wait_for
-from installed import Device, Plant, environment, killed_at_the_end, wait_until_killed
+from installed import Device, deliver, environment, killed_at_the_end, wait_until_killed
 from kiridashi import LineModel
 from kiridashi.samples import write_samples
 from kiridashi.slots import LineSlots
 from kiridashi.spool import Spool, SpoolFolder, SpoolLimits
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.label.session import LabelGoal, LabelSession
-from tiny_bundle import LABELS, device_tiles, make_bundle
+from tiny_bundle import LABELS, device_tiles
 
 LINE = "press-3"
 LIMITS = SpoolLimits(filling_s=0.001, full_s=0.001, free_disk_bytes=0)
-
-
-@pytest.fixture
-def plant(tmp_path) -> Plant:
-    plant = Plant(tmp_path)
-    plant.run("line", "add", LINE)
-    return plant
-
-
-@pytest.fixture
-def device(plant) -> Device:
-    """Serves version 1 untuned; the plant's server is down again."""
-    device = plant.enrol()
-    deliver(plant, device, 1)
-    return device
-
-
-def deliver(plant: Plant, device: Device, version: int) -> dict:
-    make_bundle(plant.folder / f"bundle-{version}", version=version, seed=version)
-    with plant.serving():
-        plant.publish(plant.folder / f"bundle-{version}")
-        code, line = device.once()
-    assert (code, line["phase"], line["version"]) == (0, "active", version), line
-    return line
 
 
 def run_line(device: Device, per_class: int, seed: int) -> None:
