@@ -20,6 +20,7 @@ from kiridashi.errors import ExitCode, KiridashiError, MissingExtraError, StateE
 
 _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+_PATH_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def main(
 
     A :class:`KiridashiError` is printed as its three lines, or with ``--json`` as an object ``{"error": …}`` on
     standard output. A library that is not installed belongs to the optional part ``extra`` and is reported as that; a
-    disk that is full, read-only or broken is reported too.
+    disk that is full, read-only or broken, and a path that this account cannot use, are reported too.
     Anything else is a defect of ours and is printed with its traceback.
     """
     arguments = _parser(prog, description, commands).parse_args(argv)
@@ -96,11 +97,14 @@ def _missing_extra(error: Exception, extra: str) -> MissingExtraError | None:
 
 
 def _disk_error(error: Exception) -> StateError | None:
-    """The error for a disk that is full, read-only or broken, if ``error`` is that."""
-    if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
+    """The error for a disk that is full, read-only or broken, or a path that cannot be used, if ``error`` is that."""
+    if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS | _PATH_ERRORS:
         return None
     where = error.filename or "a file"
-    return StateError(f"{where} cannot be used", why=str(error), next_step="look at the disk: df -h, dmesg")
+    step = (
+        "look at the disk: df -h, dmesg" if error.errno in _DISK_ERRORS else "look at the path, and whose it is: ls -l"
+    )
+    return StateError(f"{where} cannot be used", why=str(error), next_step=step)
 
 
 def _report(error: KiridashiError, *, as_json: bool) -> int:

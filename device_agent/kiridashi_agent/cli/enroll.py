@@ -11,7 +11,7 @@ from kiridashi.command import Command, Outcome
 from kiridashi.enrolment import EnrolTicket, decode_enrolment, encode_enrolment
 from kiridashi.errors import InputError
 
-from kiridashi_agent.cli.place import add_state_argument
+from kiridashi_agent.cli.place import add_state_argument, check_account
 from kiridashi_agent.identity import create_request, install_ticket
 
 
@@ -22,6 +22,8 @@ def _configure_request(parser: argparse.ArgumentParser) -> None:
 
 
 def _request(arguments: argparse.Namespace) -> Outcome:
+    if arguments.state.exists():
+        check_account(arguments.state)
     request = create_request(arguments.device, arguments.state)
     write_atomic(arguments.output, encode_enrolment(request))
     text = (
@@ -43,6 +45,8 @@ def _install(arguments: argparse.Namespace) -> Outcome:
         step = "bring the file that 'kiridashi fleet enroll' wrote on the server to this device"
         raise InputError(f"the ticket {arguments.ticket} cannot be read", why=str(error), next_step=step) from error
     ticket = decode_enrolment(data, EnrolTicket, str(arguments.ticket))
+    if arguments.state.exists():
+        check_account(arguments.state)
     config = install_ticket(ticket, arguments.state, datetime.now(UTC))
     lines = ", ".join(ticket.lines) or "none"
     text = f"device '{ticket.device}' is enrolled for lines: {lines}\nwrote {config}\nnext: kiridashi-agent run"

@@ -20,7 +20,7 @@ from kiridashi_agent.actions import Actions
 from kiridashi_agent.agent import Agent
 from kiridashi_agent.broker import MqttSettings
 from kiridashi_agent.cage import take_over_own_group
-from kiridashi_agent.cli.place import add_state_argument, opened_config
+from kiridashi_agent.cli.place import add_state_argument, check_account, opened_config
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.metadata import TrustStore, read_pinned_root
 from kiridashi_agent.mqtt import MqttTransport
@@ -48,6 +48,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         raise InputError("--timeout is a number of seconds, at least 0")
     logs.configure(arguments.log_level)
     config = opened_config(arguments)
+    check_account(config.device.state_dir)
     journal = Journal(config.device.state_dir / "journal")
     trust = TrustStore(config.device.state_dir / "trust" / "metadata", read_pinned_root(config.device.state_dir))
     transport = MqttTransport(MqttSettings.from_config(config))

@@ -1,6 +1,7 @@
 """How both command-line programs answer: outcome, error, defect, interruption."""
 
 import argparse
+import errno
 import json
 
 import pytest
@@ -18,6 +19,10 @@ def crash(arguments: argparse.Namespace) -> Outcome:
 
 def stop(arguments: argparse.Namespace) -> Outcome:
     raise KeyboardInterrupt
+
+
+def refuse(arguments: argparse.Namespace) -> Outcome:
+    raise PermissionError(errno.EACCES, "Permission denied", "/root/request.json")
 
 
 def need(arguments: argparse.Namespace) -> Outcome:
@@ -38,6 +43,7 @@ COMMANDS = [
     Command("fail", "fail", configure, fail),
     Command("crash", "crash", configure, crash),
     Command("stop", "stop", configure, stop),
+    Command("refuse", "refuse", configure, refuse),
     Command("need", "need", configure, need),
     Command("need-ours", "need-ours", configure, need_ours),
 ]
@@ -73,6 +79,13 @@ def test_a_defect_is_shown_whole_and_an_interruption_is_not(capsys: pytest.Captu
     code, _, err = run(capsys, "stop")
     assert code == ExitCode.INTERRUPTED
     assert "Traceback" not in err
+
+
+def test_a_path_that_this_account_cannot_use_is_no_defect(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "refuse", "--json")
+    assert (code, json.loads(out)["error"]["what"]) == (ExitCode.STATE, "/root/request.json cannot be used")
+    assert "Traceback" not in err
+    assert "whose it is" in err
 
 
 def test_a_library_that_is_not_installed_is_named_with_its_extra(capsys: pytest.CaptureFixture[str]) -> None:
