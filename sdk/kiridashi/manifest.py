@@ -79,8 +79,47 @@ class Patch(msgspec.Struct, frozen=True):
         return self.axes or ((1, 0) if self.transposed else tuple(range(len(self.shape))))
 
 
+class Code(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a smaller file holds a tunable parameter, so that a device can write it anew (:mod:`kiridashi.recode`).
+
+    Attributes:
+        parameter: its name.
+        dtype: "float16"; "int8" with a float32 scale for each channel; "int32" for a bias, whose scales are its
+            weight's times that of what the weight is applied to.
+        offset: where its values lie, little-endian.
+        shape: the parameter's own.
+        axes: its axes in the order of the file; as they are if empty.
+        scales: where its scales lie.
+        channels: how many scales there are: one, or as many as ``shape`` has along ``axis``.
+        axis: of the parameter, along which the scales go.
+        limit: the largest magnitude of an int8 weight.
+        weight: of a bias, the weight's name; empty if that has no place itself, so that the scales never change.
+    """
+
+    parameter: str
+    dtype: Literal["float16", "int8", "int32"]
+    offset: int
+    shape: tuple[int, ...]
+    axes: tuple[int, ...] = ()
+    scales: int = 0
+    channels: int = 1
+    axis: int = 0
+    limit: int = 127
+    weight: str = ""
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The parameter's axes in the order of the file."""
+        return self.axes or tuple(range(len(self.shape)))
+
+
 class Artifact(msgspec.Struct, frozen=True):
-    """One file of a bundle. ``chunks`` are the SHA-256 digests of its consecutive 256 KiB pieces."""
+    """One file of a bundle.
+
+    ``chunks`` are the SHA-256 digests of its consecutive 256 KiB pieces. ``patches`` are the places of parameters that
+    it holds as float32, ``codes`` those of others; a bundle from before there were codes has the field unset, so that
+    its manifest keeps its digest.
+    """
 
     name: str
     kind: ArtifactKind
@@ -90,6 +129,17 @@ class Artifact(msgspec.Struct, frozen=True):
     input_layout: Literal["NCHW", "NHWC"] | None = None
     parity: Parity | None = None
     patches: tuple[Patch, ...] = ()
+    codes: tuple[Code, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def coded(self) -> tuple[Code, ...]:
+        """``codes``, empty where they are unset."""
+        return () if isinstance(self.codes, msgspec.UnsetType) else self.codes
+
+    @property
+    def tunable(self) -> frozenset[str]:
+        """The parameters that a device can write into this file."""
+        return frozenset({place.parameter for place in self.patches} | {code.parameter for code in self.coded})
 
     @property
     def runtime(self) -> RuntimeName | None:
@@ -237,7 +287,17 @@ def _check_artifact(artifact: Artifact, source: str) -> None:
         raise BundleError(f"{source}: the size and the chunks of '{artifact.name}' do not match")
     if not all(_SHA256.fullmatch(digest) for digest in digests):
         raise BundleError(f"{source}: a digest of '{artifact.name}' is malformed")
-    for patch in artifact.patches:
-        rank = len(patch.shape)
-        if patch.offset < 0 or any(extent <= 0 for extent in patch.shape) or sorted(patch.order) != [*range(rank)]:
-            raise BundleError(f"{source}: the place of '{patch.parameter}' in '{artifact.name}' is malformed")
+    places: tuple[Patch | Code, ...] = (*artifact.patches, *artifact.coded)
+    for place in places:
+        rank = len(place.shape)
+        if place.offset < 0 or any(extent <= 0 for extent in place.shape) or sorted(place.order) != [*range(rank)]:
+            raise BundleError(f"{source}: the place of '{place.parameter}' in '{artifact.name}' is malformed")
+    known = {code.parameter: code for code in artifact.coded}
+    for code in artifact.coded:
+        fits = code.channels == 1 or (0 <= code.axis < len(code.shape) and code.channels == code.shape[code.axis])
+        weight = known.get(code.weight)
+        paired = code.weight == "" or (
+            weight is not None and weight.dtype == "int8" and weight.channels == code.channels
+        )
+        if code.scales < 0 or not 1 <= code.limit <= 127 or not fits or not paired:
+            raise BundleError(f"{source}: how '{artifact.name}' holds '{code.parameter}' is malformed")

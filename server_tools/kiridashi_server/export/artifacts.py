@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +13,14 @@ import msgspec
 import numpy as np
 from kiridashi.artifacts import describe_file, write_atomic
 from kiridashi.errors import InputError
-from kiridashi.manifest import Artifact, ArtifactKind, Preprocessing
+from kiridashi.manifest import Artifact, ArtifactKind, Code, Preprocessing
 from numpy.typing import NDArray
 from torch import Tensor
 
 from kiridashi_server.classifier import Classifier
 from kiridashi_server.export.bundle import BundleFile, Probe
 from kiridashi_server.export.calibration import Calibration, calibrate
+from kiridashi_server.export.codes import float16_codes, onnx_codes, tflite_codes, unlisted
 from kiridashi_server.export.errors import ExportError
 from kiridashi_server.export.onnx import export_onnx, require_onnx
 from kiridashi_server.export.parity import check_batch, compare, objection, run_artifact
@@ -219,7 +220,8 @@ class _Work:
 
     def _make_onnx_int8(self, source: Path) -> None:
         recipe = quantise_onnx(source, self._path("onnx-int8"), self.calibration)
-        self._accept("onnx-int8")
+        codes = onnx_codes(self._path("onnx-int8"), self._parameters(), self.tunable)
+        self._accept("onnx-int8", Located((), unlisted(codes, self.tunable)), codes)
         self.recipes["onnx-int8"] = recipe.name
 
     def _start_tflite(self, markers: Mapping[str, Float32]) -> TfliteExport:
@@ -241,7 +243,8 @@ class _Work:
 
     def _make_tflite_int8(self, source: Path) -> None:
         quantise_tflite(source, self._path("tflite-int8"), self.calibration)
-        self._accept("tflite-int8")
+        codes = tflite_codes(self._path("tflite-int8"), self._parameters(), self.tunable)
+        self._accept("tflite-int8", Located((), unlisted(codes, self.tunable)), codes)
 
     def _make_float16(self, source: Path, located: Located) -> None:
         """The float16 form of the float32 file, whose patches allow marking it without a new conversion."""
@@ -254,7 +257,14 @@ class _Work:
             return cast
 
         found = place_parameters(export, tunable, self._path("tflite-fp16"))
-        self._accept("tflite-fp16", Located(found.patches, {**located.unlocated, **found.unlocated}))
+        markers, codes = markers_for({name: tunable[name] for name in found.unlocated}), tuple[Code, ...]()
+        if markers:
+            codes = float16_codes(self._path("tflite-fp16"), export(markers), markers, tunable)
+        patched = [patch.parameter for patch in found.patches]
+        self._accept("tflite-fp16", Located(found.patches, unlisted(codes, self.tunable, patched)), codes)
+
+    def _parameters(self) -> dict[str, Float32]:
+        return {name: value.detach().cpu().numpy() for name, value in self.model.named_parameters()}
 
     def _try_smaller(self, kind: ArtifactKind, make: Callable[[], None]) -> None:
         """Make a form that the bundle can do without: what is wrong with it is noted, and it is left out."""
@@ -265,7 +275,7 @@ class _Work:
                 except ExportError as error:
                     self.dropped[kind] = str(error)
 
-    def _accept(self, kind: ArtifactKind, located: Located | None = None) -> None:
+    def _accept(self, kind: ArtifactKind, located: Located, codes: Sequence[Code] = ()) -> None:
         """Measure a file's parity and list it.
 
         Raises:
@@ -281,13 +291,13 @@ class _Work:
                 why=why,
                 next_step="export other kinds, or compare the model's operators with those of the runtime",
             )
-        located = located or Located((), {})
         self.logits[kind], self.unlocated[kind] = logits, located.unlocated
         self.artifacts[kind] = msgspec.structs.replace(
             describe_file(path, kind),
             input_layout="NCHW" if kind.startswith("onnx") else "NHWC",
             parity=parity,
             patches=located.patches,
+            codes=tuple(codes) or msgspec.UNSET,
         )
 
     def _path(self, kind: ArtifactKind) -> Path:

@@ -112,7 +112,10 @@ def _quantise(source: Path, target: Path, inputs: Float32, recipe: OnnxRecipe) -
             per_channel=True,
             reduce_range=recipe.reduce_range,
         )
-        target.write_bytes(canonical_bytes(onnx.load(target)))
+        written = onnx.load(target)
+        for constant in written.graph.initializer:  # typed fields have no bytes that a device could replace
+            constant.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(constant), constant.name))
+        target.write_bytes(canonical_bytes(written))
 
 
 def tflite_float16(source: Path, target: Path) -> None:
