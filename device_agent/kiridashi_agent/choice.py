@@ -48,8 +48,13 @@ def candidates(manifest: Manifest, runtimes: Collection[str], preferred: str) ->
 
 
 def can_be_tuned(manifest: Manifest, artifact: Artifact) -> bool:
-    """Whether the device may change this file's parameters: float32, with their places listed."""
-    return manifest.train is not None and artifact.kind in FLOAT_KINDS and bool(artifact.patches)
+    """Whether tuned values can go into this file: float32 with places for them, or smaller with places for all."""
+    if manifest.train is None:
+        return False
+    if artifact.kind in FLOAT_KINDS:
+        return bool(artifact.patches)
+    trained = {name for variant in manifest.train.variants for name in variant.parameters}
+    return bool(artifact.coded) and {*manifest.train.parameters, *trained} <= artifact.tunable
 
 
 def needed_files(manifest: Manifest, runnable: Sequence[Artifact], *, tune: bool) -> tuple[Artifact, ...]:
@@ -94,6 +99,32 @@ def explained(
 
 
 def _explained(
+def postponed(trials: Sequence[ArtifactTrial]) -> tuple[str, ...]:
+    """The files that passed their checks and were not measured, because others can be tuned."""
+    return tuple(trial.artifact for trial in trials if trial.reason == POSTPONED)
+
+
+def reopened(trials: Sequence[ArtifactTrial]) -> tuple[ArtifactTrial, ...]:
+    """The trials without a decision: of the one that was chosen, and of those that were postponed."""
+    return tuple(
+        msgspec.structs.replace(trial, chosen=False, reason="") if trial.chosen or trial.reason == POSTPONED else trial
+        for trial in trials
+    )
+
+
+def given_way(trials: Sequence[ArtifactTrial], artifact: str) -> tuple[ArtifactTrial, ...]:
+    """The trials once the chosen file gave way to ``artifact``, because it would have lost too much by the tuning."""
+    reasons = {artifact: "the fastest that keeps what was tuned"}
+    return tuple(
+        msgspec.structs.replace(
+            trial,
+            chosen=trial.artifact == artifact,
+            reason=reasons.get(trial.artifact, "lost too much with tuned weights" if trial.chosen else trial.reason),
+        )
+        for trial in trials
+    )
+
+
     trial: ArtifactTrial,
     entry: Measured | None,
     failures: Mapping[str, KiridashiError],

@@ -3,7 +3,8 @@
 The order is fixed: the hold-out is predicted with the shipped file, then the head is fitted and the train step runs on
 the training samples alone, then a copy of the file that will be deployed is patched, and *that file on that runtime*
 predicts the hold-out again. Only then are the two compared, once; nothing is chosen by the hold-out. When to stop is
-said by training samples that are set aside for it, where there are enough.
+said by training samples that are set aside for it, where there are enough. The bundle's other files get the same
+values, and smaller ones are judged against that file.
 
 Everything is written to ``tuned.part`` beside the shipped files and renamed to ``tuned`` at the very end, so a kill at
 any moment leaves the slot without tuned files, never with half of them.
@@ -20,10 +21,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from kiridashi.artifacts import check_file, sha256_file, sync_folder, write_atomic
-from kiridashi.errors import BundleError, StateError
+from kiridashi.artifacts import sha256_file, sync_folder, write_atomic
 from kiridashi.gathering import Gathered
-from kiridashi.manifest import Artifact, Manifest, TrainSpec, TrainVariant
+from kiridashi.manifest import Artifact, TrainVariant
 from kiridashi.messages import TuneReport
 from kiridashi.preprocess import to_input
 from kiridashi.runtime import open_model
@@ -39,34 +39,18 @@ from kiridashi_agent.early_stop import set_aside
 from kiridashi_agent.gate import Judgement, judge_tuning
 from kiridashi_agent.jobs import TRYING_NAME, TuneOutcome, TuneRequest
 from kiridashi_agent.machine import available_bytes, peak_rss_bytes, rss_bytes
-from kiridashi_agent.patching import patch_artifact, read_parameters
-from kiridashi_agent.probe import read_manifest
+from kiridashi_agent.patching import patch_artifact
 from kiridashi_agent.steps import StepsPlan, StepsResult, run_steps
 from kiridashi_agent.survey import gathered
 from kiridashi_agent.thermostat import Thermostat
+from kiridashi_agent.tunable_bundle import TunableBundle, clear, open_bundle
+from kiridashi_agent.tuned_files import TunedValues, write_others
 from kiridashi_agent.variants import HEAD, Choice, variants_of
 
 Request = TuneRequest
 MEMORY_SHARE = 0.8
 """How much of the memory that the device has left the iterations may use, where no limit is set."""
 _BATCH = 16
-
-
-@dataclass(frozen=True)
-class _Bundle:
-    """The slot's bundle, checked.
-
-    ``deployed`` is the file that would run untuned, ``target`` the float32 file that tuning writes, ``features`` the
-    one whose features the head is fitted on, ``start`` the parameters as shipped.
-    """
-
-    folder: Path
-    manifest: Manifest
-    spec: TrainSpec
-    deployed: Artifact
-    target: Artifact
-    features: Artifact
-    start: dict[str, FloatArray]
 
 
 @dataclass(frozen=True)
@@ -86,8 +70,8 @@ def run(request: TuneRequest) -> TuneOutcome:
     """Tune one slot; see :func:`kiridashi_agent.jobs.tune` for what is raised."""
     started = time.perf_counter()
     slots = LineSlots(Path(request.state_dir), request.line)
-    _clear(slots, request)
-    bundle = _open_bundle(slots, request)
+    clear(slots, request)
+    bundle = open_bundle(slots, request)
     found = gathered(request, bundle.manifest).keep()
     train, held = found.samples.part(holdout=False), found.samples.part(holdout=True)
     shortage = found.shortage(bundle.manifest.labels)
@@ -101,106 +85,66 @@ def run(request: TuneRequest) -> TuneOutcome:
     part.mkdir()
     patches = [patch for patch in bundle.target.patches if patch.parameter in tuned.values]
     patch_artifact(bundle.folder / bundle.target.name, patches, tuned.values, part / bundle.target.name)
-    after = _predict(_open(bundle, bundle.target, part, request), bundle, held)
-    judgement = judge_tuning(held.labels, before, after, bundle.manifest.labels, request.max_recall_drop)
-    stale: tuple[str, ...] = ()
-    if judgement.kept:
-        stale = _patch_others(bundle, part, tuned.values)
-        digest = _seal(bundle, part, tuned.values, judgement, request, len(held))
+    result = _judged(bundle, part, tuned, held, before, request)
+    digest = ""
+    if result.judgement.kept:
+        digest = _seal(bundle, part, tuned.values, result.judgement, request, len(held))
         part.replace(bundle.folder / TUNED_NAME)
     else:
-        digest = ""
         shutil.rmtree(part)
     sync_folder(bundle.folder)
     report = msgspec.structs.replace(
-        _report(tuned, judgement, (len(train), len(held)), time.perf_counter() - started),
+        _report(tuned, result.judgement, (len(train), len(held)), time.perf_counter() - started),
         paused_s=thermostat.paused_s,
         celsius=thermostat.highest,
         sources=found.counts(),
-        stale=stale,
+        stale=tuple(result.stale),
+        stale_reasons=result.stale,
     )
-    return TuneOutcome(report, bundle.target.name if judgement.kept else request.artifact, digest)
+    return TuneOutcome(report, result.served.name if digest else request.artifact, digest)
 
 
-def _clear(slots: LineSlots, request: TuneRequest) -> None:
-    """Remove what an earlier attempt left, unless it is what serves now."""
-    folder = slots.folder(request.slot)
-    if not folder.is_dir():
-        raise StateError(f"line '{request.line}' has nothing in slot {request.slot} to tune")
-    for active in (slots.active(), slots.previous()):
-        if active is not None and active.tuned and active.slot == request.slot:
-            raise StateError(
-                f"the tuned files in slot {request.slot} of line '{request.line}' are in use",
-                next_step="prepare the other slot with the bundle, and tune there",
-            )
-    (folder / TRYING_NAME).unlink(missing_ok=True)
-    for name in (TUNING_NAME, TUNED_NAME):
-        if (folder / name).exists():
-            shutil.rmtree(folder / name)
+@dataclass(frozen=True)
+class _Result:
+    """The verdict on the file that is to serve, which one that is, and why others do not have the values."""
+
+    judgement: Judgement
+    served: Artifact
+    stale: dict[str, str]
 
 
-def _open_bundle(slots: LineSlots, request: TuneRequest) -> _Bundle:
-    folder = slots.folder(request.slot)
-    manifest = read_manifest(folder)
-    spec = manifest.train
-    if spec is None:
-        raise BundleError(f"the bundle in {folder} has no train step", next_step="export it with one")
-    deployed = manifest.artifact(request.artifact)
-    target = _target(manifest, spec, deployed)
-    features = manifest.of_kind("onnx-fp32")
-    if features is None:
-        raise BundleError(f"the bundle in {folder} has no onnx-fp32 file, whose features the head is fitted on")
-    graphs = {variant.graph for variant in variants_of(spec)}
-    for name in {deployed.name, target.name, features.name, spec.state} | graphs:
-        check_file(folder / name, manifest.artifact(name))
-    needed = {name for variant in variants_of(spec) for name in variant.parameters}
-    start = read_parameters(folder / features.name, [one for one in features.patches if one.parameter in needed])
-    with np.load(folder / spec.state, allow_pickle=False) as file:
-        start |= {name: np.asarray(file[name], np.float32) for name in spec.parameters if name in file.files}
-    if not needed <= set(start):
-        raise BundleError(f"{folder / spec.state} lacks parameters that the manifest lists")
-    _check_places(folder / target.name, target, start)
-    return _Bundle(folder, manifest, spec, deployed, target, features, start)
+def _judged(
+    bundle: TunableBundle,
+    part: Path,
+    tuned: _Tuned,
+    held: Samples,
+    before: NDArray[np.int64],
+    request: TuneRequest,
+) -> _Result:
+    """Judge the target; if it is kept, write the others, and let the deployed one serve if it is as good as before."""
+
+    def predict(artifact: Artifact, folder: Path) -> NDArray[np.int64]:
+        return _predict(_open(bundle, artifact, folder, request), bundle, held)
+
+    names = bundle.manifest.labels
+    after = predict(bundle.target, part)
+    judgement = judge_tuning(held.labels, before, after, names, request.max_recall_drop)
+    if not judgement.kept:
+        return _Result(judgement, bundle.target, {})
+    changed = {name for name, value in tuned.values.items() if not np.array_equal(value, bundle.start[name])}
+    values = TunedValues(tuned.values, frozenset(changed), bundle.start, bundle.target.name, held.labels, after)
+    others = write_others(bundle.folder, part, bundle.manifest, values, predict, request.max_accuracy_drop)
+    deployed = bundle.deployed.name
+    if deployed in others.fresh:
+        anew = judge_tuning(held.labels, before, others.fresh[deployed], names, request.max_recall_drop)
+        if anew.kept:
+            return _Result(anew, bundle.deployed, others.stale)
+        others.stale[deployed] = anew.reason
+        (part / deployed).unlink()
+    return _Result(judgement, bundle.target, others.stale)
 
 
-def _target(manifest: Manifest, spec: TrainSpec, deployed: Artifact) -> Artifact:
-    """The deployed file, or where it cannot be patched the float32 file of the same runtime."""
-    needed = {spec.head_weight, spec.head_bias}
-    for artifact in (deployed, *manifest.artifacts):
-        places = {patch.parameter for patch in artifact.patches}
-        if artifact.runtime == deployed.runtime and needed <= places:
-            return artifact
-    raise BundleError(
-        f"no file of the bundle for {deployed.runtime} can take a tuned head",
-        next_step="export the bundle again with a float32 file for this runtime",
-    )
-
-
-def _patch_others(bundle: _Bundle, part: Path, values: Mapping[str, FloatArray]) -> tuple[str, ...]:
-    """Write the values into every other file that takes them all, and name those that do not: they are stale."""
-    stale = []
-    changed = {name for name, value in values.items() if not np.array_equal(value, bundle.start[name])}
-    for artifact in bundle.manifest.artifacts:
-        source = bundle.folder / artifact.name
-        if artifact.runtime is None or artifact.name == bundle.target.name:
-            continue
-        places = [patch for patch in artifact.patches if patch.parameter in values]
-        if source.is_file() and places and changed <= {patch.parameter for patch in places}:
-            check_file(source, artifact)
-            _check_places(source, artifact, bundle.start)
-            patch_artifact(source, places, values, part / artifact.name)
-        else:
-            stale.append(artifact.name)
-    return tuple(stale)
-
-
-def _check_places(path: Path, artifact: Artifact, start: Mapping[str, FloatArray]) -> None:
-    for name, held in read_parameters(path, artifact.patches).items():
-        if name in start and not np.array_equal(held.ravel(), start[name].ravel()):
-            raise BundleError(f"the manifest's place of '{name}' in {path.name} does not hold its values")
-
-
-def _tune(bundle: _Bundle, train: Samples, held: Samples, request: TuneRequest, thermostat: Thermostat) -> _Tuned:
+def _tune(bundle: TunableBundle, train: Samples, held: Samples, request: TuneRequest, thermostat: Thermostat) -> _Tuned:
     spec = bundle.spec
     aside = set_aside(train.labels, spec.batch, np.random.default_rng([request.seed, 1]))
     learnt, watched = train.where(~aside), train.where(aside)
@@ -223,7 +167,7 @@ def _tune(bundle: _Bundle, train: Samples, held: Samples, request: TuneRequest, 
 
 
 def _iterate(
-    bundle: _Bundle,
+    bundle: TunableBundle,
     samples: tuple[Samples, Samples],
     start: dict[str, FloatArray],
     request: TuneRequest,
@@ -231,7 +175,8 @@ def _iterate(
 ) -> tuple[str, StepsResult, Choice]:
     """Run the largest size of the train step that fits memory and time; its name, its result, and all sizes.
 
-    ``samples`` are those to learn from and those set aside. The smallest that fits the memory is never given up for time: it runs as many iterations as there is time for.
+    ``samples`` are those to learn from and those set aside. The smallest that fits the memory is never given up for
+    time: it runs as many iterations as there is time for.
     """
     iterations = bundle.spec.iterations if request.iterations is None else request.iterations
     resident = rss_bytes()
@@ -260,7 +205,7 @@ def _iterate(
 
 
 def _plan(
-    bundle: _Bundle, variant: TrainVariant, request: TuneRequest, may_give_up: bool, max_seconds: float
+    bundle: TunableBundle, variant: TrainVariant, request: TuneRequest, may_give_up: bool, max_seconds: float
 ) -> StepsPlan:
     return StepsPlan(
         graph=bundle.folder / variant.graph,
@@ -276,17 +221,17 @@ def _plan(
     )
 
 
-def _features(model: OnnxModel, bundle: _Bundle, samples: Samples) -> FloatArray:
+def _features(model: OnnxModel, bundle: TunableBundle, samples: Samples) -> FloatArray:
     spec = bundle.manifest.preprocessing
     batches = [samples.images[n : n + _BATCH] for n in range(0, len(samples), _BATCH)]
     return np.concatenate([model.run_outputs(to_input(batch, spec, model.layout), [FEATURES])[0] for batch in batches])
 
 
-def _open(bundle: _Bundle, artifact: Artifact, folder: Path, request: TuneRequest) -> LoadedModel:
+def _open(bundle: TunableBundle, artifact: Artifact, folder: Path, request: TuneRequest) -> LoadedModel:
     return open_model(folder / artifact.name, artifact, request.threads, bundle.manifest.artifacts, request.providers)
 
 
-def _predict(model: LoadedModel, bundle: _Bundle, samples: Samples) -> NDArray[np.int64]:
+def _predict(model: LoadedModel, bundle: TunableBundle, samples: Samples) -> NDArray[np.int64]:
     """The best classes [n], frame by frame as on the line."""
     spec = bundle.manifest.preprocessing
     batches = (to_input(image[None], spec, model.layout) for image in samples.images)
@@ -294,7 +239,7 @@ def _predict(model: LoadedModel, bundle: _Bundle, samples: Samples) -> NDArray[n
 
 
 def _seal(
-    bundle: _Bundle,
+    bundle: TunableBundle,
     part: Path,
     values: Mapping[str, FloatArray],
     judgement: Judgement,

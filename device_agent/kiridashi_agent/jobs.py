@@ -155,6 +155,7 @@ class TuneRequest(msgspec.Struct, frozen=True):
     ``max_seconds`` and ``max_celsius`` bound the iterations; ``max_recall_drop`` is the share of its recall that no
     class may lose, beyond what the size of the hold-out leaves open (:mod:`kiridashi_agent.gate`). ``memory_bytes`` is
     what the child may use, as far as there is a limit; ``skip`` names sizes of the train step that went over it.
+    ``max_accuracy_drop`` is the share of frames that a smaller file may lose against the tuned float32 one.
     The hold-out is predicted with ``providers``, as the line predicts.
     """
 
@@ -175,13 +176,14 @@ class TuneRequest(msgspec.Struct, frozen=True):
     memory_bytes: int | None = None
     skip: tuple[str, ...] = ()
     providers: tuple[Provider, ...] = PREFERENCE
+    max_accuracy_drop: float = 0.05
 
 
 class TuneOutcome(msgspec.Struct, frozen=True):
     """What tuning did. When ``report.kept``, activate ``artifact`` with ``tuned=True`` and ``model_digest``.
 
-    ``artifact`` may differ from the request's: an int8 file cannot be tuned, its fp32 sibling is used instead and
-    has to be measured against the budget.
+    ``artifact`` may differ from the request's: where a smaller file cannot be made anew, or loses too much by it, its
+    float32 sibling is used instead and has to be measured against the budget.
     """
 
     report: TuneReport

@@ -40,6 +40,7 @@ def tune_request(
         threads=section.threads,
         max_seconds=seconds or section.tune_seconds,
         max_recall_drop=section.max_recall_drop,
+        max_accuracy_drop=section.max_accuracy_drop,
         given=tuple(str(place) for place in given),
         max_celsius=config.limits.tune_max_celsius,
         providers=section.providers,

@@ -185,6 +185,7 @@ class TuneReport(msgspec.Struct, frozen=True):
         celsius: the highest temperature seen; ``None`` where the board has no sensor.
         sources: samples by where they came from: "files", "given", "named", "kept".
         stale: files of the bundle that do not have the tuned weights; they are not used while those serve.
+        stale_reasons: by the name of such a file, why it does not have them.
         variant: the size of the train step that ran, ``head`` if only the closed form was used.
         variants: all sizes that the bundle has.
     """
@@ -211,6 +212,7 @@ class TuneReport(msgspec.Struct, frozen=True):
     variants: tuple[VariantCost, ...] = ()
     aside: int = 0
     best_iteration: int = 0
+    stale_reasons: dict[str, str] = {}
 
 
 class AccuracyCheck(msgspec.Struct, frozen=True):

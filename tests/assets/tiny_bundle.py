@@ -19,7 +19,7 @@ import onnx
 from ai_edge_litert import schema_py_generated as tflite
 from kiridashi.artifacts import MANIFEST_NAME, describe_file
 from kiridashi.budget import Budget
-from kiridashi.manifest import Artifact, Manifest, Parity, Patch, Preprocessing, TrainSpec
+from kiridashi.manifest import Artifact, Code, Manifest, Parity, Patch, Preprocessing, TrainSpec
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -70,17 +70,23 @@ def make_bundle(
     budget: Budget | None = None,
     iterations: int = 12,
     seed: int = 0,
+    *,
+    coded: bool = False,
 ) -> Manifest:
-    """Write the whole bundle into ``folder`` and return its manifest. Same arguments, same bytes."""
+    """Write the whole bundle into ``folder`` and return its manifest. Same arguments, same bytes.
+
+    With ``coded`` the manifest says how the int8 file holds its parameters, so that it can be tuned.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = _fit(seed)
     images, _ = server_tiles(3, seed + 100)
     x = normalise(images)
     logits = dict.fromkeys(("model.onnx", "model.tflite"), forward(weights, x)[0])
     logits["model.int8.onnx"] = forward(_rounded(weights), x)[0]
+    int8 = _write(folder, "model.int8.onnx", _inference_onnx(weights, quantised=True), "onnx-int8")
     artifacts = [
         _write(folder, "model.onnx", _inference_onnx(weights), "onnx-fp32", weights),
-        _write(folder, "model.int8.onnx", _inference_onnx(weights, quantised=True), "onnx-int8"),
+        _with_codes(int8, weights, folder) if coded else int8,
         _write(folder, "model.tflite", _inference_tflite(weights), "tflite-fp32", weights),
         _write(folder, "train_step.onnx", _train_step(weights), "train-step"),
     ]
@@ -185,12 +191,26 @@ def _write(folder: Path, name: str, data: bytes, kind: str, patched: Weights | N
 
 
 def _patches(data: bytes, weights: Weights) -> tuple[Patch, ...]:
-    patches = []
-    for name, value in weights.tunable.items():
-        if data.count(value.tobytes()) != 1:
-            raise ValueError(f"{name} is not found exactly once in the file")
-        patches.append(Patch(parameter=name, offset=data.index(value.tobytes()), shape=value.shape))
-    return tuple(patches)
+    return tuple(Patch(name, _place(data, value), value.shape) for name, value in weights.tunable.items())
+
+
+def _place(data: bytes, value: NDArray[np.generic]) -> int:
+    if data.count(value.tobytes()) != 1:
+        raise ValueError("values are not found exactly once in the file")
+    return data.index(value.tobytes())
+
+
+def _with_codes(artifact: Artifact, weights: Weights, folder: Path) -> Artifact:
+    """The int8 file with the places of its head's integers and their scale, and of its float32 biases."""
+    data = (folder / artifact.name).read_bytes()
+    biases = {BIAS: weights.bias, HEAD_BIAS: weights.head_bias}
+    integers, scale = _quantise(weights.head)
+    places = {"offset": _place(data, integers), "scales": _place(data, np.asarray(scale))}
+    return msgspec.structs.replace(
+        artifact,
+        patches=tuple(Patch(name, _place(data, value), value.shape) for name, value in biases.items()),
+        codes=(Code(parameter=HEAD_WEIGHT, dtype="int8", shape=weights.head.shape, **places),),
+    )
 
 
 def _graph(
