@@ -27,8 +27,11 @@ from kiridashi_agent.choice import (
     candidates,
     explained,
     fastest_within,
+    given_way,
     nearest,
     needed_files,
+    postponed,
+    reopened,
 )
 from kiridashi_agent.download import Place, check_room, chunk_places, download
 from kiridashi_agent.journal import LineRecord
@@ -190,13 +193,37 @@ class Actions:
         except KiridashiError as error:
             # The shipped model was measured and is sound: it goes on untuned, and the report says why.
             _LOG.error("line=%s tuning failed, the untuned model goes on: %s", line, error)
-            return "tuned", with_error(self._untuned(line, record, str(error)), error)
+            return "tuned", with_error(self._untuned(line, self._fastest(line, record), str(error)), error)
         report = outcome.report
         record = _replace(record, state=_replace(record.state, tune=report))
+        if report.kept and outcome.artifact != record.chosen:
+            record = self._instead(line, record, outcome.artifact)
         if not (report.kept and outcome.artifact == record.chosen):
-            return "tuned", self._untuned(line, record, report.reason)
+            why = f"tuned, {outcome.artifact} would be over the budget" if report.kept else report.reason
+            return "tuned", self._untuned(line, self._fastest(line, record), why)
         state = _replace(record.state, tuning=in_words(report))
         return "tuned", _replace(record, state=state, tuned_digest=outcome.model_digest)
+
+    def _instead(self, line: str, record: LineRecord, artifact: str) -> LineRecord:
+        """The record with another file chosen, if that is inside the budget: the chosen one is not tuned."""
+        trial, manifest = self._trial(line, record)
+        best = fastest_within(trial.measure([manifest.artifact(artifact)])[0])
+        if best is None:
+            return record
+        trials = given_way(record.state.trials, artifact)
+        return _choose(_replace(record, state=_replace(record.state, trials=trials)), best)
+
+    def _fastest(self, line: str, record: LineRecord) -> LineRecord:
+        """The record with the fastest file of all chosen: those that cannot be tuned had been postponed."""
+        trial, manifest = self._trial(line, record)
+        waiting = [manifest.artifact(name) for name in postponed(record.state.trials)]
+        if not waiting or record.state.measured is None or record.state.verdict is None:
+            return record
+        others, failures = trial.measure(waiting)
+        measured = [Measured(record.chosen, record.state.measured, record.state.verdict), *others]
+        best = fastest_within(measured) or measured[0]
+        trials = explained(reopened(record.state.trials), measured, failures, manifest.budget, best)
+        return _choose(_replace(record, state=_replace(record.state, trials=trials)), best)
 
     def _validate(self, line: str, record: LineRecord) -> Result:
         folder, manifest = self._bundle(line, record)
@@ -212,10 +239,18 @@ class Actions:
         tuned = bool(record.tuned_digest)
         section, digest = self._line(line), record.tuned_digest or manifest.digest
         active = Active(_slot(record), record.chosen, digest, tuned, section.providers, section.threads)
-        slots.activate(active)
-        (slots.root / INCOMING_NAME).unlink(missing_ok=True)
-        slots.sweep()
-        return "activated", with_active(record, active)
+        try:
+            slots.activate(active)
+        except OSError as error:
+            if slots.active() != active:
+                raise
+            _LOG.error("line=%s the pointer was moved, and may not survive a power cut: %s", line, error)
+        try:
+            (slots.root / INCOMING_NAME).unlink(missing_ok=True)
+            slots.sweep()
+        except OSError as error:  # it serves already, and what is left harms nothing
+            _LOG.warning("line=%s what the update left stays for now: %s", line, error)
+        return "activated", _replace(with_active(record, active), damaged=False)
 
     def _line(self, line: str) -> LineSection:
         section = self._config.lines.get(line)

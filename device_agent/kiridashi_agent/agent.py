@@ -10,19 +10,20 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import msgspec
 from kiridashi.artifacts import sweep
 from kiridashi.config import Config
 from kiridashi.errors import ExitCode, KiridashiError, NetworkError, StateError
-from kiridashi.messages import Desired, ErrorReport, LineDesired, LineState, Reported
+from kiridashi.messages import Desired, ErrorReport, LineState, Reported
 from kiridashi.slots import LineSlots
 
 from kiridashi_agent.actions import Actions, with_error
+from kiridashi_agent.adoption import Adoption, HeldLocks
 from kiridashi_agent.background import IdleWork
-from kiridashi_agent.inspection import inspected
-from kiridashi_agent.journal import MAX_ATTEMPTS, DeviceRecord, Journal, LineRecord
+from kiridashi_agent.inspection import fallen_back, inspected
+from kiridashi_agent.journal import MAX_ATTEMPTS, Journal, LineRecord, UnreadError
 from kiridashi_agent.lifecycle import RESTING, Action, Event, advance, resume
 from kiridashi_agent.logs import RateLimited
 from kiridashi_agent.metadata import PINNED_ROOT
@@ -30,7 +31,7 @@ from kiridashi_agent.process import JobCancelledError
 from kiridashi_agent.profile_worker import ProfileWorker
 from kiridashi_agent.reporting import build_report
 from kiridashi_agent.transport import Transport
-from kiridashi_agent.wishes import adopted, imported
+from kiridashi_agent.wishes import imported
 
 _LOG = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -74,7 +75,8 @@ class Agent:
         self._published: Reported | None = None
         self._heard: Desired | None = None
         self._waiting: Desired | None = None
-        self._held: set[str] = set()
+        self._locks = HeldLocks(journal)
+        self._adoption = Adoption(config, journal, self._locks, profiles, self._on_wish)
         self._retry_at: dict[str, float] = {}
         self._quiet = RateLimited(_LOG, every_s=60.0)
         self._inspect_at = 0.0
@@ -122,14 +124,14 @@ class Agent:
             self._inspect()
         self._listen(0.0 if self._due() else wait_s)
         with self._enduring(_DEVICE):
-            if self._rests() and self._waiting is None:  # a tuning has its line's lock, and a wish needs it
+            if self._rests() and not self._wish_is_due():  # a tuning has its line's lock, and a wish needs it
                 for work in self._idle:
                     work.go_on()
             else:
                 self._pause()
         self._publish()
         for line in self._due():
-            with self._enduring(line), self._holding(line) as held:
+            with self._enduring(line), self._locks.holding(line) as held:
                 if held:
                     self._work(line)
                 else:
@@ -139,14 +141,14 @@ class Agent:
     def bring_in(self, line: str, target: str) -> LineState:
         """Work on a target that a person brings, until the line rests or cannot go on now; it counts as a wish.
 
+        A tuning of the line makes way for it.
+
         Raises:
             StateError: another process works on the line.
         """
-        with self._journal.lock(line, wait=False):
-            self._held.add(line)
+        with self._locks.first(line):
             self._journal.write_line(line, imported(self._journal.line(line), target))
             self._work(line)
-            self._held.remove(line)
         return self._journal.line(line).state
 
     def _has_idle_work(self) -> bool:
@@ -166,7 +168,7 @@ class Agent:
                 self._journal.sweep()
                 sweep(self._config.device.state_dir / PINNED_ROOT.parent)
         for line in tuple(self._uninspected):
-            with self._enduring(line), self._holding(line) as held:
+            with self._enduring(line), self._locks.holding(line) as held:
                 if held:
                     self._inspect_line(line)
                     self._uninspected.remove(line)
@@ -188,9 +190,15 @@ class Agent:
 
     @contextmanager
     def _enduring(self, line: str) -> Iterator[None]:
-        """A disk that cannot be written to does not end the agent: the line waits, and the report says why."""
+        """A disk that cannot be written to, or a record that cannot be read, does not end the agent.
+
+        The line waits, and the report says why.
+        """
         try:
             yield
+        except UnreadError as error:
+            self._retry_at[line] = time.monotonic() + self._config.limits.retry_wait_s
+            self._quiet.warning("%s: %s", line, error)
         except OSError as error:
             self._retry_at[line] = time.monotonic() + self._config.limits.retry_wait_s
             trouble = ErrorReport(StateError.__name__, ExitCode.STATE, f"the agent waits for its disk: {error}")
@@ -214,52 +222,20 @@ class Agent:
         if desired is not None:
             self._heard = self._waiting = desired
             self._retry_at.pop(_WISH, None)
-        if self._waiting is not None and self._retry_at.get(_WISH, 0.0) <= time.monotonic():
+        if self._waiting is not None and self._wish_is_due():
             with self._enduring(_WISH):
-                if self._adopt(self._waiting):
+                outcome = self._adoption.adopt(self._waiting)
+                if outcome == "taken":
                     self._waiting = None
+                elif outcome == "unread":  # other work goes on meanwhile
+                    self._retry_at[_WISH] = time.monotonic() + self._config.limits.retry_wait_s
 
-    def _adopt(self, desired: Desired) -> bool:
-        """Make the wish durable, line by line, before the generation says that it was taken.
+    def _wish_is_due(self) -> bool:
+        return self._waiting is not None and self._retry_at.get(_WISH, 0.0) <= time.monotonic()
 
-        ``False`` if it has to be taken again later, because another process works on one of the lines.
-        """
-        known = self._journal.device().generation
-        if desired.generation < known:
-            _LOG.warning("desired generation %d is older than %d and was ignored", desired.generation, known)
-            return True
-        taken = [self._adopt_line(line, wanted, desired.generation) for line, wanted in desired.lines.items()]
-        self._profiles.adopt(desired.probes)
-        if all(taken) and desired.generation != known:
-            self._journal.write_device(DeviceRecord(desired.generation))
-        return all(taken)
-
-    def _adopt_line(self, line: str, wanted: LineDesired, generation: int) -> bool:
-        configured = line in self._config.lines
-        record = self._journal.line(line)
-        if adopted(record, wanted, generation, configured=configured) is record:
-            return True
-        with self._holding(line) as held:
-            if held:
-                changed = adopted(self._journal.line(line), wanted, generation, configured=configured)
-                self._journal.write_line(line, changed)
-                self._retry_at.pop(line, None)
-                self._tell(line, changed)
-            return held
-
-    @contextmanager
-    def _holding(self, line: str) -> Iterator[bool]:
-        """The line's lock for the block, unless this agent has it already; ``False`` if another process has it."""
-        with ExitStack() as stack:
-            if line not in self._held:
-                try:
-                    stack.enter_context(self._journal.lock(line, wait=False))
-                except StateError as error:
-                    _LOG.debug("%s", error)
-                else:
-                    self._held.add(line)
-                    stack.callback(self._held.remove, line)
-            yield line in self._held
+    def _on_wish(self, line: str, record: LineRecord) -> None:
+        self._retry_at.pop(line, None)
+        self._tell(line, record)
 
     def _due(self) -> list[str]:
         now = time.monotonic()
@@ -285,6 +261,9 @@ class Agent:
             step = advance(record.state.phase, event)
             action = step.action
             record = _replace(record, state=_replace(record.state, phase=step.phase), attempts=0)
+            if record.damaged and (action == "wait" or step.phase == "rejected"):
+                slots = LineSlots(self._config.device.state_dir, line)
+                record = fallen_back(record, slots, self._actions.check_seal)
             self._journal.write_line(line, record)
             if action == "discard":
                 self._actions.discard(line, record)
@@ -335,7 +314,11 @@ class Agent:
         return _replace(report, lines={line: _replace(state, error=trouble) for line, state in report.lines.items()})
 
     def _publish(self) -> None:
-        report = self._report()
+        try:
+            report = self._report()
+        except UnreadError as error:  # of the device or its profile: nothing true can be said now
+            self._quiet.warning("the state was not sent: %s", error)
+            return
         # The resident size moves all the time; alone it is no news.
         if (
             self._published is None
@@ -360,6 +343,9 @@ class Agent:
                 why=trouble.message,
                 next_step="make room on the disk (kiridashi-agent doctor); the agent goes on where it stopped",
             )
+        for line, record in self._journal.lines().items():
+            if record.unread:
+                return StateError(f"what is wanted of line '{line}' could not be taken", why=_error_text(record))
         waiting = {line: record for line, record in self._journal.lines().items() if record.state.phase not in RESTING}
         text = "; ".join(f"{line} is {r.state.phase}: {_error_text(r)}" for line, r in waiting.items())
         return NetworkError(

@@ -12,6 +12,7 @@ from kiridashi.manifest import Artifact, Manifest
 from kiridashi.messages import ArtifactTrial
 
 FLOAT_KINDS = ("onnx-fp32", "tflite-fp32")
+POSTPONED = "not measured: files that can be tuned go first"
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,6 @@ def explained(
     return tuple(_explained(trial, by_name.get(trial.artifact), failures, budget, best) for trial in trials)
 
 
-def _explained(
 def postponed(trials: Sequence[ArtifactTrial]) -> tuple[str, ...]:
     """The files that passed their checks and were not measured, because others can be tuned."""
     return tuple(trial.artifact for trial in trials if trial.reason == POSTPONED)
@@ -125,6 +125,7 @@ def given_way(trials: Sequence[ArtifactTrial], artifact: str) -> tuple[ArtifactT
     )
 
 
+def _explained(
     trial: ArtifactTrial,
     entry: Measured | None,
     failures: Mapping[str, KiridashiError],
@@ -135,7 +136,7 @@ def given_way(trials: Sequence[ArtifactTrial], artifact: str) -> tuple[ArtifactT
         return trial
     if entry is None:
         error = failures.get(trial.artifact)
-        reason = f"could not be measured: {error}" if error else "not measured: files that can be tuned go first"
+        reason = f"could not be measured: {error}" if error else POSTPONED
         return msgspec.structs.replace(trial, reason=reason)
     if entry is best:
         reason = "the fastest that passed every gate"

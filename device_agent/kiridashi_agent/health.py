@@ -24,7 +24,9 @@ from kiridashi.spool import SpoolFolder
 from kiridashi_agent.broker import MqttSettings, diagnose
 from kiridashi_agent.cage import open_cage
 from kiridashi_agent.identity import certificate_validity
+from kiridashi_agent.journal import Journal
 from kiridashi_agent.metadata import CLOCK_SLACK_S, PINNED_ROOT, clock_floor_s, read_pinned_root
+from kiridashi_agent.reporting import waits_for
 
 _SOON = timedelta(days=30)
 _SYNCHRONISED = Path("/run/systemd/timesync/synchronized")
@@ -51,7 +53,7 @@ Look = Callable[[Config], Check]
 
 def look_at(config: Config, *, offline: bool) -> Iterator[Check]:
     """Every check in turn; with ``offline`` the broker is not asked."""
-    looks: tuple[Look, ...] = (permissions, storage, disk, clock, certificates, root, runtimes, samples, memory)
+    looks: tuple[Look, ...] = (permissions, storage, disk, clock, certificates, root, runtimes, samples, memory, lines)
     for look in looks if offline else (*looks, broker):
         yield guarded(look, config)
 
@@ -160,6 +162,25 @@ def memory(_config: Config) -> Check:
         "/boot/firmware/cmdline.txt and restart"
     )
     return Check("memory limit", "warning", detail, step)
+
+
+def lines(config: Config) -> Check:
+    """Whether every line has a sound model, or waits for something."""
+    records = Journal(config.device.state_dir / "journal").lines()
+    for line, record in records.items():
+        if record.unread and record.state.error is not None:
+            return Check("lines", "failed", f"{line}: {record.state.error.message}", code=ExitCode.STATE)
+    damaged = [line for line, record in records.items() if record.damaged]
+    if damaged:
+        detail = f"what {', '.join(damaged)} serves was damaged on the disk, and is not fetched again yet"
+        step = "let the device reach its server, or kiridashi-agent import the version; lines that run go on until then"
+        return Check("lines", "failed", detail, step, ExitCode.STATE)
+    waiting = {line: waits_for(record) for line, record in records.items()}
+    words = [f"{line} waits for the {what} to go on with its update" for line, what in waiting.items() if what]
+    if words:
+        step = "connect it, or wait: what serves is sound" if "network" in waiting.values() else _SET_CLOCK
+        return Check("lines", "warning", "; ".join(words), step)
+    return Check("lines", "ok", f"{len(config.lines)} line(s) configured; none waits")
 
 
 def disk(config: Config) -> Check:

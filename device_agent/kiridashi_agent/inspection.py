@@ -2,7 +2,8 @@
 
 A disk that lost bytes or a file that somebody edited does no harm to line processes that run: they have the model in
 memory. The next one to start would refuse the file. So the agent looks first: a lost pointer is written anew from the
-journal, and a damaged model is fetched again into the other slot, as if it had been wanted anew.
+journal, and a damaged model is fetched again into the other slot, as if it had been wanted anew. Where it cannot be
+fetched, the previous model serves meanwhile.
 """
 
 from __future__ import annotations
@@ -56,7 +57,28 @@ def inspected(record: LineRecord, slots: LineSlots, section: LineSection, check_
     if found is not None and told.state.phase == "active":
         step = advance(told.state.phase, "desired")
         told = _replace(told, state=_replace(told.state, phase=step.phase), attempts=0)
+    told = _replace(told, damaged=found is not None)
     return record if told == record else told
+
+
+def fallen_back(record: LineRecord, slots: LineSlots, check_seal: CheckSeal) -> LineRecord:
+    """The record once the previous model serves in place of the damaged one that cannot be fetched now.
+
+    Where there is no sound previous model nothing changes: lines that run have the damaged one in memory.
+    """
+    try:
+        previous = slots.previous()
+        found = None if previous is None else damage(slots, previous, check_seal)
+        if previous is None or found is not None:
+            why = found or "there is none"
+            _LOG.warning("line=%s the previous model cannot take the place of the damaged one: %s", slots.line, why)
+            return record
+        active = slots.rollback()
+    except (StateError, OSError) as error:
+        _LOG.error("line=%s the previous model cannot take the place of the damaged one now: %s", slots.line, error)
+        return record
+    _LOG.error("line=%s serves the previous model until the damaged one can be fetched again", slots.line)
+    return _replace(with_active(record, active), damaged=False)
 
 
 def _pointed_to(

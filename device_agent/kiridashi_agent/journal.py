@@ -7,22 +7,23 @@ and says so: the active slot is not touched by that, so the old model keeps serv
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
-from kiridashi.artifacts import aside, is_shortage, open_lock, set_aside, sweep, write_atomic
+from kiridashi.artifacts import aside, is_shortage, remove, set_aside, sweep, write_atomic
 from kiridashi.budget import Measurement
 from kiridashi.drift.report import LineDrift
 from kiridashi.errors import ExitCode, StateError
 from kiridashi.messages import ErrorReport, LineState, ProbesState, TuneReport, check_name
+from kiridashi.runtime.protocol import Provider
 from kiridashi.slots import Slot
 
+from kiridashi_agent.lifecycle import RESTING
+from kiridashi_agent.locks import is_wanted, locked, locked_first
 from kiridashi_agent.logs import RateLimited
 
 _LOG = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ _PROFILE = "profile.json"
 _DRIFT = ".drift.json"
 MAX_ATTEMPTS = 3
 """How often an action is started that never ends: after that it is given up."""
+MAX_STRANGERS = 16
+"""Lines that this device is not configured for, of which it is noted that a model was wanted for them."""
 
 
 class LineRecord(msgspec.Struct, frozen=True):
@@ -48,6 +51,8 @@ class LineRecord(msgspec.Struct, frozen=True):
         tuned_digest: digest of the locally tuned model, empty when the untuned one will be activated.
         attempts: how often the phase's action was started without an end.
         imported_over: for a target that was imported, the target that the server wanted then; that wish is over.
+        damaged: what serves was found damaged, and is to be fetched again.
+        unread: the record could not be read now; it is as it was on the disk.
     """
 
     state: LineState = LineState(phase="idle")
@@ -59,6 +64,12 @@ class LineRecord(msgspec.Struct, frozen=True):
     tuned_digest: str = ""
     attempts: int = 0
     imported_over: str | None = None
+    damaged: bool = False
+    unread: bool = False
+
+
+class UnreadError(StateError):
+    """A record is there and cannot be read now; it is left as it is."""
 
 
 class ProfileRecord(msgspec.Struct, frozen=True):
@@ -83,7 +94,8 @@ class TuneRecord(msgspec.Struct, frozen=True):
             not, see ``report``), "failed" (see ``error``), or "interrupted" before its end.
         trigger: a person "asked", or enough newly "named" frames came.
         base: digest of the model that served when it began.
-        slot, artifact, digest: what is to be activated; ``measured`` if it is another file than what served.
+        slot, artifact, digest, providers, threads: what is to be activated.
+        measured: if it is another file than what served, or computed in another way.
         answers: the newest answers of people that it took into account, the newest last.
         attempts: how often it was started by itself without an end.
     """
@@ -94,6 +106,8 @@ class TuneRecord(msgspec.Struct, frozen=True):
     slot: Slot | None = None
     artifact: str = ""
     digest: str = ""
+    providers: tuple[Provider, ...] = ()
+    threads: int = 0
     measured: Measurement | None = None
     answers: tuple[str, ...] = ()
     attempts: int = 0
@@ -128,7 +142,11 @@ class Journal:
         self._quiet = RateLimited(_LOG, every_s=60.0)
 
     def line(self, line: str) -> LineRecord:
-        """The line's record; a fresh one when there is none. When it cannot be read, one whose error says so."""
+        """The line's record; a fresh one when there is none. When it was damaged, one whose error says so.
+
+        Raises:
+            UnreadError: it is there and cannot be read now.
+        """
         path = self._line_file(line)
         found = self._read(path, LineRecord)
         if found is None and aside(path).exists():
@@ -137,9 +155,35 @@ class Journal:
         return found or LineRecord()
 
     def lines(self) -> dict[str, LineRecord]:
-        """Every line that has a record."""
+        """Every line that has a record; of one that cannot be read now, a resting one whose error says so."""
         names = {path.name.partition(".")[0] for path in self._folder.glob("[!.]*.line.json*")}
-        return {name: self.line(name) for name in sorted(names)}
+        return {name: self._readable(name) for name in sorted(names)}
+
+    def _readable(self, line: str) -> LineRecord:
+        try:
+            return self.line(line)
+        except UnreadError as error:
+            self._quiet.warning("line=%s %s; %s", line, error, error.next_step)
+            message = f"{error}; next: {error.next_step}; what the line serves is not touched"
+            report = ErrorReport(StateError.__name__, ExitCode.STATE, message)
+            return LineRecord(LineState("idle", error=report), unread=True)
+
+    def prune(self, keep: Collection[str], most: int) -> list[str]:
+        """Take away all that is noted of lines outside ``keep`` which serve nothing, but for the newest ``most``.
+
+        Returns:
+            The names of those that went.
+        """
+        strangers = []
+        for name, record in self.lines().items():
+            if name not in keep and not record.state.slot and record.state.phase in RESTING and not record.unread:
+                newest = max(path.stat().st_mtime_ns for path in self._folder.glob(f"{name}.line.json*"))
+                strangers.append((newest, name))
+        gone = [name for _, name in sorted(strangers)[: max(0, len(strangers) - most)]]
+        for name in gone:
+            for path in self._folder.glob(f"{name}.*"):  # no line's name has a dot
+                remove(path)
+        return gone
 
     def sweep(self, line: str = "") -> None:
         """Remove what a killed process left half written of a line (while it is locked), or of the device itself."""
@@ -170,10 +214,17 @@ class Journal:
         write_atomic(self._tune_file(line), msgspec.json.encode(record, order="sorted"), mode=0o600)
 
     def drift(self) -> dict[str, LineDrift]:
-        """What the watch last said of every line that is watched."""
-        paths = sorted(self._folder.glob(f"*{_DRIFT}"))
-        found = {path.name.removesuffix(_DRIFT): self._read(path, LineDrift) for path in paths}
-        return {line: drift for line, drift in found.items() if drift is not None}
+        """What the watch last said of every line that is watched; a record that cannot be read now is left out."""
+        found = {}
+        for path in sorted(self._folder.glob(f"*{_DRIFT}")):
+            try:
+                drift = self._read(path, LineDrift)
+            except UnreadError as error:
+                self._quiet.warning("%s; %s", error, error.next_step)
+                continue
+            if drift is not None:
+                found[path.name.removesuffix(_DRIFT)] = drift
+        return found
 
     def write_drift(self, line: str, drift: LineDrift | None) -> None:
         """Make what the watch says of a line durable; ``None`` takes it away."""
@@ -191,24 +242,17 @@ class Journal:
         """Make the device's record durable."""
         write_atomic(self._folder / _DEVICE, msgspec.json.encode(record, order="sorted"), mode=0o600)
 
-    @contextmanager
-    def lock(self, name: str, *, wait: bool) -> Iterator[None]:
-        """Hold the lock ``name`` (a line's, or another word) against other processes on this state folder.
+    def lock(self, name: str, *, wait: bool) -> AbstractContextManager[None]:
+        """Hold the lock ``name`` against other processes on this state folder; raises as :func:`locks.locked`."""
+        return locked(self._folder, name, wait=wait)
 
-        Raises:
-            StateError: it is taken, and ``wait`` is false.
-        """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(open_lock(self._folder / f"{check_name(name, 'lock')}.lock"), "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StateError(
-                    f"'{name}' in {self._folder.parent} is in use by another process",
-                    why="an agent runs there, or works on that line",
-                    next_step="wait for it, or stop it (systemctl stop kiridashi-agent), then try again",
-                ) from error
-            yield
+    def lock_first(self, line: str) -> AbstractContextManager[None]:
+        """Hold a line's lock, for which a tuning makes way; raises as :func:`locks.locked_first`."""
+        return locked_first(self._folder, line)
+
+    def is_wanted(self, line: str) -> bool:
+        """Whether somebody waits with :meth:`lock_first`."""
+        return is_wanted(self._folder, line)
 
     def _line_file(self, line: str) -> Path:
         return self._folder / f"{check_name(line, 'line')}.line.json"
@@ -222,12 +266,12 @@ class Journal:
         except FileNotFoundError:
             return None
         except PermissionError as error:
-            raise StateError(
-                f"{path} cannot be read", why=str(error), next_step="run this as the agent's user"
-            ) from error
+            step = f"run this as the agent's account, and make the file that account's: chown kiridashi {path}"
+            raise UnreadError(f"{path} cannot be read", why=str(error), next_step=step) from error
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             if isinstance(error, OSError) and is_shortage(error):
-                raise StateError(f"{path} cannot be read now", why=str(error)) from error
+                step = "see what else runs on this device; the agent tries again by itself"
+                raise UnreadError(f"{path} cannot be read now", why=str(error), next_step=step) from error
             try:
                 set_aside(path)
             except OSError as failure:  # a disk that breaks is often mounted read-only then: the agent outlives both

@@ -137,7 +137,10 @@ def _watch(child: _Watched, limits: Limits, subject: str) -> None:
             if left <= 0:
                 raise _timeout(limits, subject, child)
             if limits.cancel is not None and limits.cancel.is_set():
-                raise JobCancelledError(f"{subject} was stopped", why="the agent is shutting down")
+                raise JobCancelledError(
+                    f"{subject} was stopped",
+                    why="something else goes first, or the program ends",
+                )
             if limits.memory_bytes is not None and _resident_bytes(child.process.pid) > limits.memory_bytes:
                 child.over_memory = True
                 return

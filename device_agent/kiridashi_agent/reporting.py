@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
+from typing import Literal
 
 import kiridashi
 import msgspec
 from kiridashi.messages import MAX_CONTROL_BYTES, LineState, Reported, encode
 
-from kiridashi_agent.journal import Journal
+from kiridashi_agent.journal import Journal, LineRecord
 from kiridashi_agent.machine import resident_bytes
+from kiridashi_agent.metadata import ClockError
 
 # A process that only waits has no use for these; one of them loaded would cost tens of megabytes.
 HEAVY_MODULES = (
@@ -47,6 +49,14 @@ def build_report(device: str, lines: Collection[str], journal: Journal) -> Repor
         drift=journal.drift(),
     )
     return _fitting(report)
+
+
+def waits_for(record: LineRecord) -> Literal["", "network", "clock"]:
+    """What a line that does not rest waits for; empty if it works or rests. Pure."""
+    error = record.state.error
+    if record.state.phase not in ("fetching", "downloading") or error is None or error.phase != record.state.phase:
+        return ""
+    return "clock" if error.kind == ClockError.__name__ else "network"
 
 
 def _fitting(report: Reported) -> Reported:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -31,6 +32,7 @@ from kiridashi_agent.download import check_room
 from kiridashi_agent.jobs import Survey, TuneOutcome, TuneRequest
 from kiridashi_agent.journal import Journal, TuneRecord
 from kiridashi_agent.lifecycle import RESTING
+from kiridashi_agent.locks import MakesWay
 from kiridashi_agent.machine import hottest_celsius
 from kiridashi_agent.metadata import TrustStore
 from kiridashi_agent.process import JobCancelledError, Limits
@@ -104,10 +106,13 @@ class LineTuner:
             InputError: samples cannot be read.
             BundleError: the bundle cannot be tuned.
             JobError: the child crashed, hung or reached its memory limit.
-            JobCancelledError: ``cancel`` was set.
+            JobCancelledError: ``cancel`` was set, or the tuning made way for what a person wanted of the line.
         """
+        if self._journal.is_wanted(line):
+            raise StateError(f"line '{line}' is not tuned now", why="somebody undoes or imports a model there")
         with self._journal.lock(line, wait=False):
             self._settle(line)
+            cancel = MakesWay(cancel, partial(self._journal.is_wanted, line))
             record = self._begun(line, wish)
             try:
                 served = self._served(line, wish)
@@ -146,14 +151,19 @@ class LineTuner:
     def _begun(self, line: str, wish: TuneWish) -> TuneRecord:
         active = LineSlots(self._state, line).served()
         before = self._journal.tuning(line)
-        again = before is not None and before.is_to_be_repeated and wish.trigger == "named"
+        repeated = before is not None and before.is_to_be_repeated
+        known = () if before is None or repeated else before.answers
         return TuneRecord(
             phase="tuning",
             trigger=wish.trigger,
             base=active.model_digest,
-            answers=named_ids(self._state, line)[-_REMEMBERED_ANSWERS:],
-            attempts=1 + (before.attempts if again and before is not None else 0),
+            # By hand they count once it comes to an end; by itself from the start, or a failure would be repeated.
+            answers=known if wish.trigger == "asked" else self._newest_answers(line),
+            attempts=1 + (before.attempts if before is not None and repeated and wish.trigger == "named" else 0),
         )
+
+    def _newest_answers(self, line: str) -> tuple[str, ...]:
+        return named_ids(self._state, line)[-_REMEMBERED_ANSWERS:]
 
     def _served(self, line: str, wish: TuneWish) -> tuple[Active, Manifest]:
         """What serves and can be tuned here and now."""
@@ -204,8 +214,9 @@ class LineTuner:
         request = tune_request(self._config, line, BENCH, active.artifact, wish.given, wish.seconds)
         if active.tuned:
             request = _replace(request, serving=str(slots.folder(active.slot) / TUNED_NAME))
+        answers = self._newest_answers(line)
         outcome = self._jobs.tune(request, tune_limits(self._config, request, cancel))
-        record = _replace(record, report=outcome.report)
+        record = _replace(record, report=outcome.report, answers=answers)
         if not outcome.report.kept:
             return self._close(line, _replace(record, phase="done"))
         measured = self._measured_inside(bench, manifest, active, outcome, cancel)
@@ -216,6 +227,8 @@ class LineTuner:
             slot=slots.inactive_slot(),
             artifact=outcome.artifact,
             digest=outcome.model_digest,
+            providers=self._config.lines[line].providers,
+            threads=self._config.lines[line].threads,
             measured=measured,
         )
         self._journal.write_tuning(line, ready)
@@ -224,10 +237,12 @@ class LineTuner:
     def _measured_inside(
         self, folder: Path, manifest: Manifest, active: Active, outcome: TuneOutcome, cancel: threading.Event | None
     ) -> Measurement | None:
-        """The measurement of the tuned file where it is another than what serves: it has to keep the budget too."""
-        if outcome.artifact == active.artifact:
-            return None
+        """The measurement of the tuned file where it is another than what serves, or the line's settings now have it
+        computed in another way: it has to keep the budget too."""
         section = self._config.lines[manifest.line]
+        now = (outcome.artifact, section.providers, section.threads)
+        if now == (active.artifact, active.providers, active.threads):
+            return None
         limits = Limits(self._config.limits.job_timeout_s, cancel=cancel)
         trial = Trial(self._jobs, self._state, folder, manifest, section, limits)
         measured, failures = trial.measure([manifest.artifact(outcome.artifact)])
@@ -235,8 +250,8 @@ class LineTuner:
             raise error
         if not measured[0].verdict.within:
             raise BudgetError(
-                f"{active.artifact} goes on untuned: it is quantised, and its float32 sibling is over the budget",
-                why=f"{outcome.artifact}: {measured[0].verdict.describe(manifest.budget, measured[0].measurement)}",
+                f"{active.artifact} goes on as it is: tuned, {outcome.artifact} would be over the budget",
+                why=measured[0].verdict.describe(manifest.budget, measured[0].measurement),
             )
         return measured[0].measurement
 
@@ -248,8 +263,7 @@ class LineTuner:
         active = slots.served()
         if active.model_digest != record.digest:
             slots.take_bench(record.slot)
-            tuned = {"slot": record.slot, "artifact": record.artifact, "model_digest": record.digest, "tuned": True}
-            active = _replace(active, **tuned)
+            active = Active(record.slot, record.artifact, record.digest, True, record.providers, record.threads)
             slots.activate(active)
         before = self._journal.line(line)
         if record.measured is not None:

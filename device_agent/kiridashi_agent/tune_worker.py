@@ -57,10 +57,10 @@ class TuneWorker:
         section = self._config.lines[line]
         if not (section.tune and section.tune_after) or time.monotonic() < self._retry_at.get(line, 0.0):
             return False
-        record = self._journal.tuning(line)
-        if record is not None and record.is_to_be_repeated:
-            return True
         try:
+            record = self._journal.tuning(line)
+            if record is not None and record.is_to_be_repeated:
+                return True
             if LineSlots(self._config.device.state_dir, line).active() is None:
                 return False
             new = newly_named(self._named(line), record.answers if record else ())

@@ -33,7 +33,8 @@ def adopted(record: LineRecord, wanted: LineDesired, generation: int, *, configu
         if record.imported_over is None:
             return record
         return _replace(record, generation=generation, rollout=wanted.rollout, imported_over=None)
-    taken = LineRecord(state=_begun(state, wanted.target), generation=generation, rollout=wanted.rollout)
+    begun = _begun(state, wanted.target)
+    taken = LineRecord(state=begun, generation=generation, rollout=wanted.rollout, damaged=record.damaged)
     if configured:
         return taken
     error = InputError(
@@ -50,7 +51,13 @@ def imported(record: LineRecord, target: str) -> LineRecord:
         return record
     over = record.state.target if record.imported_over is None else record.imported_over
     begun = _begun(record.state, target)
-    return LineRecord(state=begun, generation=record.generation, rollout=record.rollout, imported_over=over)
+    return LineRecord(
+        state=begun,
+        generation=record.generation,
+        rollout=record.rollout,
+        imported_over=over,
+        damaged=record.damaged,
+    )
 
 
 def _begun(state: LineState, target: str) -> LineState:

@@ -9,38 +9,44 @@ import msgspec
 from kiridashi.command import Command, Outcome
 from kiridashi.errors import StateError
 from kiridashi.kept import KeptSamples
-from kiridashi.messages import ArtifactTrial, LineState
+from kiridashi.messages import ArtifactTrial
 from kiridashi.slots import Active, LineSlots
 from kiridashi.spool import SpoolFolder
 
 from kiridashi_agent.cli.place import add_state_argument, opened_config
-from kiridashi_agent.journal import Journal
+from kiridashi_agent.journal import Journal, LineRecord, TuneRecord, UnreadError
 from kiridashi_agent.label.summary import NamedFrames, named_frames
+from kiridashi_agent.reporting import waits_for
 
 
 def _run(arguments: argparse.Namespace) -> Outcome:
     config = opened_config(arguments)
     journal = Journal(config.device.state_dir / "journal")
-    states = {line: LineState(phase="idle") for line in config.lines}
-    states |= {line: record.state for line, record in journal.lines().items()}
+    records = {line: LineRecord() for line in config.lines} | journal.lines()
     generation = journal.device().generation
     watches = journal.drift()
     rows = [f"device {config.device.id}, agent {kiridashi.__version__}, generation {generation}"]
     data = {}
-    for line, state in sorted(states.items()):
+    for line, record in sorted(records.items()):
+        state, waits = record.state, waits_for(record)
         active, lost = _active(LineSlots(config.device.state_dir, line))
         spool = named_frames(SpoolFolder(config.device.state_dir, line))
         kept = KeptSamples(config.device.state_dir, line).index().counts()
         data[line] = {
             "state": msgspec.to_builtins(state),
+            "waits_for": waits,
+            "damaged": record.damaged,
             "active": msgspec.to_builtins(active),
             "pointer_error": lost,
             "spool": msgspec.to_builtins(spool),
             "kept": kept,
-            "tuning": msgspec.to_builtins(journal.tuning(line)),
+            "tuning": msgspec.to_builtins(_tuning(journal, line)),
             "drift": msgspec.to_builtins(watches.get(line)),
         }
-        rows.append(f"{line}: {state.phase}, target {state.target or 'none'}, serves {_serving(active)}")
+        waiting = f" (waits for the {waits})" if waits else ""
+        rows.append(f"{line}: {state.phase}{waiting}, target {state.target or 'none'}, serves {_serving(active)}")
+        if record.damaged:
+            rows.append("  what serves was damaged on the disk: lines that run go on, a new one cannot load it")
         if lost:
             rows.append(f"  {lost}")
         if state.error is not None:
@@ -81,6 +87,14 @@ def _active(slots: LineSlots) -> tuple[Active | None, str]:
         return slots.active(), ""
     except StateError as error:
         return None, str(error)
+
+
+def _tuning(journal: Journal, line: str) -> TuneRecord | None:
+    """The line's last tuning; what cannot be read is left out, as :meth:`Journal.lines` has told of the line."""
+    try:
+        return journal.tuning(line)
+    except UnreadError:
+        return None
 
 
 def _serving(active: Active | None) -> str:

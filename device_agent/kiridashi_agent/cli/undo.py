@@ -23,6 +23,7 @@ from kiridashi_agent.cli.place import (
 )
 from kiridashi_agent.journal import Journal
 from kiridashi_agent.lifecycle import advance
+from kiridashi_agent.retune import told
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -48,11 +49,13 @@ def _run(arguments: argparse.Namespace) -> Outcome:
 def undo(state: Path, line: str, to: str | None) -> Active:
     """Make the untuned or the previous model of a line active again, and note it in the journal.
 
+    A tuning of the line makes way for it, and is not begun again by itself: it would undo this.
+
     Raises:
         StateError: an update of the line is under way, or there is nothing to go back to.
     """
     journal, slots = Journal(state / "journal"), LineSlots(state, line)
-    with journal.lock(line, wait=False):
+    with journal.lock_first(line):
         record = journal.line(line)
         phase = advance(record.state.phase, "undone").phase
         active = slots.active()
@@ -61,21 +64,30 @@ def undo(state: Path, line: str, to: str | None) -> Active:
         if to == "untuned" and not active.tuned:
             raise StateError(f"the active model of line '{line}' is not tuned")
         if active.tuned and to != "previous":
-            manifest = decode_manifest((slots.folder(active.slot) / MANIFEST_NAME).read_bytes())
-            active = msgspec.structs.replace(active, model_digest=manifest.digest, tuned=False)
+            active = msgspec.structs.replace(active, model_digest=_digest(slots, active), tuned=False)
             slots.activate(active)
         else:
             active = slots.rollback()
-        unfinished = journal.tuning(line)
-        if unfinished is not None and unfinished.phase == "activating":  # killed then: it would be finished over this
+        state_now = msgspec.structs.replace(with_active(record, active).state, phase=phase)
+        tuning = journal.tuning(line)
+        # One that was killed while activating would be finished over this, and one that made way would be repeated.
+        if tuning is not None and (tuning.phase == "activating" or tuning.is_to_be_repeated):
             error = ErrorReport(StateError.__name__, ExitCode.STATE, "it was undone before it was finished", "tuning")
-            journal.write_tuning(line, msgspec.structs.replace(unfinished, phase="failed", error=error))
+            tuning = msgspec.structs.replace(tuning, phase="failed", error=error)
+            journal.write_tuning(line, tuning)
             slots.clear_bench()
-        undone = with_active(record, active)
-        journal.write_line(
-            line, msgspec.structs.replace(undone, state=msgspec.structs.replace(undone.state, phase=phase))
-        )
+            state_now = msgspec.structs.replace(state_now, tuning=told(tuning))
+        journal.write_line(line, msgspec.structs.replace(record, state=state_now))
     return active
+
+
+def _digest(slots: LineSlots, active: Active) -> str:
+    path = slots.folder(active.slot) / MANIFEST_NAME
+    try:
+        return decode_manifest(path.read_bytes(), str(path)).digest
+    except OSError as error:
+        step = f"kiridashi-agent undo --line {slots.line} --to previous, or let the agent fetch the model again"
+        raise StateError(f"{path} cannot be read", why=str(error), next_step=step) from error
 
 
 COMMANDS = (Command("undo", "go back to the untuned or the previous model", _configure, _run),)

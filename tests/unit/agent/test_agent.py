@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import msgspec
 import pytest
 from fake_device import Killed
@@ -9,8 +12,11 @@ from fake_fleet import DirectTransport
 from kiridashi.budget import MIB, Budget
 from kiridashi.errors import BundleError, NetworkError
 from kiridashi.messages import Desired, LineDesired
+from kiridashi.slots import LineSlots
 from kiridashi.spool import Answer, AnswerLog, SpoolFolder
+from kiridashi_agent import locks
 from kiridashi_agent.cli.undo import undo
+from kiridashi_agent.journal import MAX_STRANGERS
 from kiridashi_agent.process import JobCancelledError, JobCrashedError
 from tiny_bundle import make_bundle, write_device_samples
 
@@ -205,13 +211,33 @@ class TestTuning:
         device.transport.want(1, press_3=V1)
         return device
 
-    def test_only_files_that_can_be_tuned_are_candidates(self, tuning) -> None:
+    def test_files_that_can_be_tuned_go_first(self, tuning) -> None:
         tuning.jobs.p95_ms = {"model.int8.onnx": 0.1}
         state = tuning.settle()
-        assert (state.phase, state.tuned, state.artifact) == ("active", False, "model.onnx")
+        assert ("tune", "model.onnx") in tuning.jobs.calls
         assert state.tune.reason == "worse"
-        assert ("measure", "model.int8.onnx") not in tuning.jobs.calls
+        measured = [artifact for job, artifact in tuning.jobs.calls if job in ("measure", "tune")]
+        assert measured.index("model.int8.onnx") > measured.index("model.onnx", 1)
         assert (tuning.slots.folder("a") / "train_step.onnx").is_file()
+
+    @pytest.mark.parametrize("failing", [False, True])
+    def test_if_the_tuning_wins_nothing_the_fastest_of_all_goes_on(self, tuning, failing) -> None:
+        tuning.jobs.p95_ms = {"model.int8.onnx": 0.1, "model.onnx": 2.0, "model.tflite": 3.0}
+        tuning.jobs.fail = {"tune": JobCrashedError("out of memory")} if failing else {}
+        state = tuning.settle()
+        assert (state.phase, state.artifact, state.tuned) == ("active", "model.int8.onnx", False)
+        assert (tuning.slots.active().artifact, state.measured.latency_p95_ms) == ("model.int8.onnx", 0.1)
+        assert state.tuning.startswith("model.int8.onnx is untuned: ")
+        chosen = {trial.artifact: (trial.chosen, trial.reason) for trial in state.trials}
+        assert chosen["model.int8.onnx"] == (True, "the fastest that passed every gate")
+        assert chosen["model.onnx"] == (False, "inside the budget, and slower than model.int8.onnx")
+
+    def test_a_postponed_file_that_cannot_be_measured_or_is_slow_changes_nothing(self, tuning) -> None:
+        tuning.jobs.fail = {"measure:model.int8.onnx": JobCrashedError("crashed")}
+        state = tuning.settle()
+        assert (state.phase, state.artifact) == ("active", "model.onnx")
+        reasons = {trial.artifact: trial.reason for trial in state.trials}
+        assert "could not be measured: crashed" in reasons["model.int8.onnx"]
 
     def test_when_none_of_them_fits_an_untuned_one_goes_on(self, tuning, fleet, tmp_path) -> None:
         folder = tmp_path / "tight"
@@ -396,8 +422,6 @@ class TestCrash:
         assert serving.slots.previous().slot == "a"
 
     def test_a_kill_between_the_pointer_and_the_journal(self, serving, monkeypatch) -> None:
-        from kiridashi.slots import LineSlots
-
         original = LineSlots.activate
 
         def activate(self, active):
@@ -437,6 +461,45 @@ class TestCrash:
         device.agent.tick(0)
         assert (device.line.phase, device.journal.line("press-3").attempts) == ("probing", 0)
 
+    @pytest.mark.parametrize("name", ["unlink", "sweep", "sync_folder"])
+    def test_a_disk_that_fails_once_the_pointer_was_moved_ends_in_the_same_place(
+        self, serving, monkeypatch, name
+    ) -> None:
+        """The new model serves then, so the report says so, and the next start finds nothing amiss."""
+        original = LineSlots._write
+
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        def write(slots, pointer) -> None:
+            original(slots, pointer)
+            if name == "sync_folder":  # the last that write_atomic does
+                fail()
+            owner = {"unlink": Path, "sweep": LineSlots}[name]
+            monkeypatch.setattr(owner, name, fail)
+
+        serving.transport.want(2, press_3=V2)
+        with monkeypatch.context() as patch:
+            patch.setattr(LineSlots, "_write", write)
+            state = serving.settle()
+        assert (state.phase, state.version, state.slot) == ("active", 2, "b")
+        assert serving.slots.active().slot == "b"
+        monkeypatch.undo()
+        serving.restart()
+        serving.transport.want(2, press_3=V2)
+        assert serving.settle() == state
+
+    def test_a_disk_that_fails_before_the_pointer_is_moved_leaves_the_old_model(self, serving, monkeypatch) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        before = serving.slots.active()
+        serving.transport.want(2, press_3=V2)
+        with monkeypatch.context() as patch:
+            patch.setattr(LineSlots, "activate", fail)
+            state = serving.settle()
+        assert (state.phase, state.slot, serving.slots.active()) == ("rejected", "a", before)
+
     def test_a_damaged_journal_starts_over_while_the_active_slot_serves(self, serving) -> None:
         (serving.state / "journal" / "press-3.line.json").write_bytes(b"\x00\x00")
         before = serving.slots.active()
@@ -446,6 +509,85 @@ class TestCrash:
         serving.transport.want(1, press_3=V1)
         assert serving.settle().phase == "active"
         assert serving.fleet.chunk_requests() == []
+
+
+class TestAJournalThatCannotBeRead:
+    """One line's: the others go on, and the report says what is wrong with that one."""
+
+    @pytest.fixture
+    def unread(self, serving, monkeypatch):
+        other = {"press-4": msgspec.structs.replace(serving.config.lines["press-3"], tune=False)}
+        serving.config = msgspec.structs.replace(serving.config, lines=serving.config.lines | other)
+        serving.restart()
+        read = Path.read_bytes
+
+        def refuse(path: Path) -> bytes:
+            if path.name.startswith("press-4.line"):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return read(path)
+
+        (serving.state / "journal" / "press-4.line.json").write_bytes(b"{}")
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+        return serving
+
+    def test_the_others_go_on_and_the_report_says_so(self, unread) -> None:
+        unread.transport.want(2, press_3=V2, press_4=V1)
+        for _ in range(3):
+            unread.agent.tick(0)
+        lines = unread.transport.states[-1].lines
+        assert (lines["press-3"].phase, lines["press-3"].version, lines["press-3"].error) == ("active", 2, None)
+        assert "Permission denied" in lines["press-4"].error.message
+        assert "chown" in lines["press-4"].error.message
+        assert unread.journal.device().generation == 1  # the wish was not taken whole
+
+    def test_other_work_is_not_held_up(self, unread) -> None:
+        unread.config = msgspec.structs.replace(
+            unread.config, limits=msgspec.structs.replace(unread.config.limits, retry_wait_s=60.0)
+        )
+        unread.restart()
+        begun = []
+
+        class Idle:
+            def go_on(self) -> None:
+                begun.append(True)
+
+            def is_open(self) -> bool:
+                return False
+
+            def pause(self) -> None:
+                pass
+
+        unread.agent._idle = (Idle(),)
+        unread.transport.want(2, press_4=V1)
+        for _ in range(2):
+            unread.agent.tick(0)
+        assert begun
+
+    def test_once_says_which_line_it_is(self, unread) -> None:
+        unread.transport.want(2, press_4=V1)
+        with pytest.raises(Exception, match="line 'press-4' could not be taken"):
+            unread.agent.run_until_settled(0.2)
+
+    def test_once_it_can_be_read_the_wish_is_taken(self, unread, monkeypatch) -> None:
+        unread.transport.want(2, press_3=V2, press_4="lines/press-4/1.json")
+        unread.agent.tick(0)
+        monkeypatch.undo()
+        (unread.state / "journal" / "press-4.line.json").unlink()
+        unread.agent.run_until_settled(20)
+        assert unread.journal.device().generation == 2
+
+
+def test_lines_that_nobody_configured_leave_a_bounded_trace(serving) -> None:
+    strangers = {f"stranger_{number:02}": V1 for number in range(40)}
+    serving.transport.want(2, press_3=V1, **strangers)
+    serving.settle()
+    assert len(serving.journal.lines()) == 1 + MAX_STRANGERS
+    serving.transport.want(3, press_3=V1, **{f"other_{number:02}": V1 for number in range(40)})
+    serving.settle()
+    names = set(serving.journal.lines())
+    assert (len(names), "press-3" in names, serving.journal.device().generation) == (1 + MAX_STRANGERS, True, 3)
+    assert {name.partition("-")[0] for name in names} == {"press", "other"}
+    assert serving.slots.active().slot == "a"
 
 
 class TestUndo:
@@ -471,11 +613,12 @@ class TestUndo:
         with pytest.raises(Exception, match="is not tuned"):
             undo(serving.state, "press-3", "untuned")
 
-    def test_not_in_the_middle_of_an_update(self, serving) -> None:
+    def test_not_in_the_middle_of_an_update(self, serving, monkeypatch) -> None:
         serving.transport.want(2, press_3=V2)
         serving.transport.offline = True
         serving.agent.tick(0)
         with pytest.raises(Exception, match="cannot happen while a line is 'fetching'"):
             undo(serving.state, "press-3", None)
+        monkeypatch.setattr(locks, "FIRST_S", 0.1)
         with serving.journal.lock("press-3", wait=True), pytest.raises(Exception, match="in use"):
             undo(serving.state, "press-3", None)

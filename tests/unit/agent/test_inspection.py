@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 
 import msgspec
 import pytest
 from kiridashi.artifacts import write_atomic
 from kiridashi_agent import agent as agent_module
+from kiridashi_agent import health
 from kiridashi_agent import journal as journal_module
 from kiridashi_agent.inspection import inspected
 from kiridashi_agent.journal import LineRecord
+from kiridashi_agent.reporting import waits_for
 from kiridashi_agent.trust_child import NoResultError
 
 V1, V2 = "lines/press-3/1.json", "lines/press-3/2.json"
@@ -101,6 +104,62 @@ def test_a_damaged_model_under_a_refused_update_is_told_and_the_next_version_goe
     assert "was damaged on the disk" in state.error.message
     state, _ = restarted(serving, V2, generation=3)  # a later generation tries what was refused from outside
     assert (state.phase, state.slot) == ("active", "b")
+
+
+class TestDamagedWithoutANetwork:
+    """The damaged model cannot be fetched again now."""
+
+    @pytest.fixture
+    def damaged(self, serving):
+        """Version 2 serves and is damaged on the disk; version 1 is the way back. The network is gone."""
+        serving.transport.want(2, press_3=V2)
+        assert serving.settle().slot == "b"
+        path = serving.slots.model_path(serving.slots.active())
+        path.write_bytes(path.read_bytes()[:-1])
+        serving.transport.offline = True
+        return serving
+
+    def look(self, device) -> None:
+        device.restart()
+        device.agent.tick(0)
+
+    def test_the_previous_model_serves_until_it_can_be_fetched(self, damaged) -> None:
+        way_back = damaged.slots.previous()
+        self.look(damaged)
+        assert damaged.slots.active() == way_back
+        record = damaged.journal.line("press-3")
+        assert (record.state.phase, record.state.slot, record.damaged) == ("fetching", "a", False)
+        assert record.state.model_digest == way_back.model_digest
+        assert (record.state.error.kind, waits_for(record)) == ("NetworkError", "network")
+        found = health.lines(damaged.config)
+        assert (found.result, "press-3 waits for the network" in found.detail) == ("warning", True)
+
+        damaged.transport.offline = False
+        damaged.transport.want(2, press_3=V2)
+        state = damaged.settle()
+        assert (state.phase, state.version, state.slot, state.error) == ("active", 2, "b", None)
+        assert health.lines(damaged.config).result == "ok"
+
+    def test_without_a_sound_one_it_says_that_what_serves_is_damaged(self, damaged) -> None:
+        before = damaged.slots.active()
+        shutil.rmtree(damaged.slots.folder("a"))
+        for _ in range(2):
+            self.look(damaged)
+        record = damaged.journal.line("press-3")
+        assert (damaged.slots.active(), record.state.phase, record.damaged) == (before, "fetching", True)
+        found = health.lines(damaged.config)
+        assert (found.result, "damaged on the disk" in found.detail) == ("failed", True)
+
+    def test_also_under_a_newer_wish(self, damaged) -> None:
+        damaged.transport.want(3, press_3=V1)
+        self.look(damaged)
+        assert damaged.slots.active().slot == "a"
+
+    def test_a_refused_one_gives_way_too(self, damaged) -> None:
+        damaged.transport.offline = False
+        damaged.fleet.intercept = lambda request, data: data[:-1] + b"?" if request.method == "target" else data
+        self.look(damaged)
+        assert (damaged.line.phase, damaged.slots.active().slot) == ("rejected", "a")
 
 
 def test_what_killed_processes_left_is_cleared_away(serving) -> None:

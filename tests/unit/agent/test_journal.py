@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
+from kiridashi.drift.report import LineDrift
 from kiridashi.errors import InputError, StateError
 from kiridashi.messages import LineState
 from kiridashi_agent import journal as module
-from kiridashi_agent.journal import DeviceRecord, Journal, LineRecord
+from kiridashi_agent.journal import MAX_STRANGERS, DeviceRecord, Journal, LineRecord, UnreadError
 
 RECORD = LineRecord(LineState(phase="tuning", target="lines/press-3/2.json", version=2), rollout="r1", chosen="m.onnx")
 
@@ -92,3 +94,67 @@ def test_a_damaged_record_on_a_read_only_disk_does_not_end_the_agent(tmp_path, m
         assert journal.lines() == {"press-3": LineRecord(), "press-4": RECORD}
     assert (tmp_path / "press-3.line.json").exists()
     assert caplog.text.count("Read-only file system") == 1
+
+
+class TestUnread:
+    """A record that is there and cannot be read now: of one line alone, and left as it is."""
+
+    @pytest.fixture
+    def journal(self, tmp_path, monkeypatch) -> Journal:
+        journal = Journal(tmp_path)
+        for line in ("press-3", "press-4"):
+            journal.write_line(line, RECORD)
+            journal.write_drift(line, LineDrift("watching", "sha256:1", 1, 1, 1, 1))
+        read = Path.read_bytes
+
+        def refuse(path: Path) -> bytes:
+            if path.name.startswith("press-3."):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return read(path)
+
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+        return journal
+
+    def test_the_other_lines_are_read_and_it_says_what_to_do(self, journal) -> None:
+        found = journal.lines()
+        assert found["press-4"] == RECORD
+        unread = found["press-3"]
+        assert (unread.unread, unread.state.phase, unread.state.error.kind) == (True, "idle", "StateError")
+        assert "Permission denied" in unread.state.error.message
+        assert "chown" in unread.state.error.message
+        assert list(journal.drift()) == ["press-4"]
+
+    def test_alone_it_raises(self, journal) -> None:
+        with pytest.raises(UnreadError, match="cannot be read"):
+            journal.line("press-3")
+
+
+class TestPrune:
+    def fill(self, journal: Journal, count: int, **fields) -> list[str]:
+        names = [f"stranger-{number:02}" for number in range(count)]
+        for number, name in enumerate(names):
+            journal.write_line(name, LineRecord(LineState(**{"phase": "rejected", **fields})))
+            os.utime(journal._line_file(name), ns=(number * 10**9, number * 10**9))
+        return names
+
+    def test_the_oldest_go_with_all_that_is_noted_of_them(self, tmp_path) -> None:
+        journal = Journal(tmp_path)
+        names = self.fill(journal, MAX_STRANGERS + 3)
+        with journal.lock(names[0], wait=False):
+            pass
+        journal.write_drift(names[1], LineDrift("watching", "sha256:1", 1, 1, 1, 1))
+        assert journal.prune({"press-3"}, MAX_STRANGERS) == names[:3]
+        assert sorted(journal.lines()) == names[3:]
+        assert [path.name for path in tmp_path.iterdir() if path.name.partition(".")[0] in names[:3]] == []
+
+    @pytest.mark.parametrize("fields", [{"slot": "a"}, {"phase": "downloading"}])
+    def test_never_of_a_line_that_serves_or_works(self, tmp_path, fields) -> None:
+        journal = Journal(tmp_path)
+        names = self.fill(journal, MAX_STRANGERS + 3, **fields)
+        assert journal.prune((), MAX_STRANGERS) == []
+        assert sorted(journal.lines()) == names
+
+    def test_nor_of_one_that_is_to_be_kept(self, tmp_path) -> None:
+        journal = Journal(tmp_path)
+        names = self.fill(journal, MAX_STRANGERS + 3)
+        assert journal.prune(names[:3], MAX_STRANGERS) == []

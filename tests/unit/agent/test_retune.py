@@ -168,10 +168,33 @@ class TestKept:
             assert quantised.slots.previous() == before
             assert quantised.journal.line(LINE).state.measured.latency_p95_ms == p95_ms
             return
-        with pytest.raises(BudgetError, match=r"model\.int8\.onnx goes on untuned"):
+        with pytest.raises(BudgetError, match=r"model\.onnx would be over the budget"):
             tuner(quantised).tune(LINE, quantised.given)
         assert quantised.slots.active() == before
-        assert "float32 sibling is over the budget" in quantised.journal.line(LINE).state.tuning
+        assert "model.onnx would be over the budget" in quantised.journal.line(LINE).state.tuning
+
+    def test_the_line_s_settings_of_now_are_measured_and_handed_to_the_line(self, ready) -> None:
+        section = ready.config.lines[LINE]
+        assert ready.slots.active().providers == section.providers
+        configure(ready, providers=("xnnpack", "cpu"), threads=2)
+        tuner(ready).tune(LINE, ready.given)
+        active = ready.slots.active()
+        assert (active.tuned, active.providers, active.threads) == (True, ("xnnpack", "cpu"), 2)
+        assert ready.jobs.calls[-1] == ("measure", active.artifact)
+        assert ready.journal.line(LINE).state.measured.provider == "cpu"
+        tuner(ready).tune(LINE, ready.given)
+        assert ready.jobs.calls[-1] == ("tune", active.artifact)  # nothing is new, and nothing measured again
+
+    def test_settings_of_now_that_break_the_budget_leave_the_old_model(self, ready, fleet, tmp_path) -> None:
+        folder = tmp_path / "three"
+        fleet.publish(folder, make_bundle(folder, version=3, budget=Budget(latency_p95_ms=6.0)))
+        ready.transport.want(2, press_3="lines/press-3/3.json")
+        before = ready.settle() and ready.slots.active()
+        configure(ready, threads=2)
+        ready.jobs.p95_ms = {before.artifact: 9.0}
+        with pytest.raises(BudgetError, match="goes on as it is"):
+            tuner(ready).tune(LINE, ready.given)
+        assert ready.slots.active() == before
 
 
 class TestNotKept:
@@ -426,6 +449,27 @@ class TestByItself:
         self.run(worker)
         assert len(ready.jobs.requests) == 2
 
+    @pytest.mark.parametrize("error", [JobCrashedError("crashed"), KeyboardInterrupt(), Killed()])
+    def test_a_tuning_by_hand_that_comes_to_no_end_uses_no_frames(self, ready, error) -> None:
+        configure(ready, tune_after=4)
+        named(ready, 4)
+        ready.jobs.fail = {"tune": error}
+        with pytest.raises(type(error)):
+            tuner(ready).tune(LINE, ready.given)
+        ready.jobs.fail = {}
+        ready.restart()
+        worker = self.worker(ready)
+        self.run(worker)
+        record = ready.journal.tuning(LINE)
+        assert (record.trigger, record.phase) == ("named", "done")
+
+    def test_one_that_comes_to_its_end_uses_them_and_only_once(self, ready) -> None:
+        configure(ready, tune_after=4)
+        named(ready, 4)
+        tuner(ready).tune(LINE, ready.given)
+        self.run(self.worker(ready))
+        assert ready.journal.tuning(LINE).trigger == "asked"
+
     def test_a_bundle_that_cannot_be_tuned_is_not_tried_every_second(self, ready) -> None:
         configure(ready, tune_after=2)
         (ready.slots.folder("a") / "train_step.onnx").unlink()
@@ -557,6 +601,41 @@ class TestANewBundle:
         state = ready.settle()
         assert (state.version, state.tuned) == (2, False)
         assert "not carried over; model.onnx is untuned: there are no samples" in state.tuning
+
+    @pytest.fixture
+    def coded(self, ready, fleet, tmp_path):
+        """The next version's int8 file can be tuned, and is the quickest; something was learnt before."""
+        tuner(ready).tune(LINE, ready.given)
+        keep_samples(ready)
+        budget = Budget(latency_p95_ms=4.0)
+        fleet.publish(tmp_path / "coded", make_bundle(tmp_path / "coded", version=3, budget=budget, coded=True))
+        ready.jobs.p95_ms = {"model.int8.onnx": 1.0, "model.onnx": 2.0, "model.tflite": 3.0}
+        ready.transport.want(2, press_3="lines/press-3/3.json")
+        return ready
+
+    def test_a_quantised_file_is_tuned_and_chosen_where_it_is_the_fastest(self, coded) -> None:
+        coded.jobs.artifact = ""
+        state = coded.settle()
+        assert (state.phase, state.version, state.artifact, state.tuned) == ("active", 3, "model.int8.onnx", True)
+        assert coded.slots.active().artifact == "model.int8.onnx"
+        chosen = next(trial for trial in state.trials if trial.chosen)
+        assert (chosen.artifact, state.measured.latency_p95_ms) == ("model.int8.onnx", 1.0)
+
+    def test_if_it_loses_too_much_by_it_the_tuned_float_file_goes_on(self, coded) -> None:
+        coded.jobs.artifact = "model.onnx"
+        state = coded.settle()
+        assert (state.artifact, state.tuned, state.measured.latency_p95_ms) == ("model.onnx", True, 2.0)
+        reasons = {trial.artifact: (trial.chosen, trial.reason) for trial in state.trials}
+        assert reasons["model.onnx"] == (True, "the fastest that keeps what was tuned")
+        assert reasons["model.int8.onnx"] == (False, "lost too much with tuned weights")
+
+    def test_unless_that_is_over_the_budget(self, coded) -> None:
+        coded.jobs.artifact = "model.onnx"
+        coded.jobs.p95_ms["model.onnx"] = 9.0
+        state = coded.settle()
+        assert (state.artifact, state.tuned) == ("model.int8.onnx", False)
+        assert "model.int8.onnx is untuned: tuned, model.onnx would be over the budget" in state.tuning
+        assert "not carried over" in state.tuning
 
     def test_when_no_float_file_is_inside_the_budget_it_says_that(self, ready, fleet, tmp_path) -> None:
         tuner(ready).tune(LINE, ready.given)
