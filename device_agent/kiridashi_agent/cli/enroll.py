@@ -25,7 +25,12 @@ def _request(arguments: argparse.Namespace) -> Outcome:
     if arguments.state.exists():
         check_account(arguments.state)
     request = create_request(arguments.device, arguments.state)
-    write_atomic(arguments.output, encode_enrolment(request))
+    try:
+        write_atomic(arguments.output, encode_enrolment(request))
+    except OSError as error:
+        why = error.strerror or str(error)  # the path in it is that of a file beside the output
+        step = "name another file with --output; the keys were made, and the next request has the same"
+        raise InputError(f"the request cannot be written to {arguments.output}", why=why, next_step=step) from error
     text = (
         f"wrote {arguments.output} for device '{request.device}'; its private keys stay in {arguments.state}\n"
         f"next, on the server: kiridashi fleet enroll {arguments.output} --lines NAME -o ticket.json"

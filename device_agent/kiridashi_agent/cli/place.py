@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 from pathlib import Path
 
 from kiridashi.config import CONFIG_NAME, Config, load_config
@@ -52,10 +53,13 @@ def check_account(state: Path) -> None:
     Raises:
         StateError, InputError: the state folder is another account's, or is not there.
     """
+    step = f"name the device's state folder with --state or ${STATE_VARIABLE}"
     try:
         owner = state.stat()
     except OSError as error:
-        raise InputError(f"the state folder {state} cannot be used", why=str(error)) from error
+        raise InputError(f"the state folder {state} cannot be used", why=str(error), next_step=step) from error
+    if not stat.S_ISDIR(owner.st_mode):
+        raise InputError(f"the state folder {state} cannot be used", why="it is no folder", next_step=step)
     if owner.st_uid != os.geteuid():
         raise StateError(
             f"the state folder {state} belongs to another account",

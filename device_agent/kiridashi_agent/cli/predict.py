@@ -25,8 +25,12 @@ def _run(arguments: argparse.Namespace) -> Outcome:
 
     try:
         frame = np.load(arguments.image, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError(f"the image {arguments.image} cannot be read", why=str(error)) from error
+    except (ValueError, EOFError) as error:
+        raise _no_frame(arguments.image) from error
+    if not isinstance(frame, np.ndarray):  # several arrays in one file
+        raise _no_frame(arguments.image)
     with LineModel.open(arguments.line, arguments.state, arguments.threads) as model:
         prediction = model.predict(frame)
     rows = [
@@ -35,6 +39,11 @@ def _run(arguments: argparse.Namespace) -> Outcome:
     ]
     data = {"line": arguments.line, "model_digest": prediction.model_digest, "predictions": rows}
     return Outcome(data, "\n".join(f"{row['label']}  {row['probability']:.3f}" for row in rows))
+
+
+def _no_frame(path: Path) -> InputError:
+    step = "write it with numpy.save: uint8 RGB [H, W, 3], or a batch [N, H, W, 3]"
+    return InputError(f"the image {path} cannot be read", why="it is not an .npy file of numbers", next_step=step)
 
 
 COMMANDS = (Command("predict", "predict a frame with a line's active model", _configure, _run),)
