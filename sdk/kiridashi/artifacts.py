@@ -88,8 +88,10 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(mode)
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk says so without the file's name
+            error.filename = str(path)
         raise
     sync_folder(path.parent)
 

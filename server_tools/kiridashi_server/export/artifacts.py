@@ -20,7 +20,7 @@ from torch import Tensor
 from kiridashi_server.classifier import Classifier
 from kiridashi_server.export.bundle import BundleFile, Probe
 from kiridashi_server.export.calibration import Calibration, calibrate
-from kiridashi_server.export.codes import float16_codes, onnx_codes, tflite_codes, unlisted
+from kiridashi_server.export.codes import float16_codes, mend_tflite, onnx_codes, tflite_codes, unlisted
 from kiridashi_server.export.errors import ExportError
 from kiridashi_server.export.onnx import export_onnx, require_onnx
 from kiridashi_server.export.parity import check_batch, compare, objection, run_artifact
@@ -243,6 +243,7 @@ class _Work:
 
     def _make_tflite_int8(self, source: Path) -> None:
         quantise_tflite(source, self._path("tflite-int8"), self.calibration)
+        mend_tflite(self._path("tflite-int8"), self._parameters())
         codes = tflite_codes(self._path("tflite-int8"), self._parameters(), self.tunable)
         self._accept("tflite-int8", Located((), unlisted(codes, self.tunable)), codes)
 

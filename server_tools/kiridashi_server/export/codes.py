@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from kiridashi.artifacts import write_atomic
 from kiridashi.manifest import Code
 from kiridashi.recode import decode, recode
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 _SEED = 0x636F6465
 _HALF_STEP = 0.501
+_INT32 = 2**31 - 1
 _FORMS: Mapping[int, tuple[tuple[int, ...], ...]] = {
     1: ((0,),),
     2: ((0, 1), (1, 0)),
@@ -69,6 +71,27 @@ def tflite_codes(path: Path, parameters: Mapping[str, Float32], wanted: Collecti
     return _only(wanted, _codes(data, list(_tflite_layers(data)), parameters, path.name))
 
 
+def mend_tflite(path: Path, parameters: Mapping[str, Float32]) -> tuple[str, ...]:
+    """Write those weights of a static int8 TFLite file anew whose bias was clipped; the names of the biases.
+
+    A channel that is nearly dead has a tiny scale, at which its bias does not fit int32. The quantiser clips it, and
+    what the channel adds is lost, or has the other sign; a larger scale costs the weights nothing that counts.
+    """
+    data = path.read_bytes()
+    codes = _found(list(_tflite_layers(data)), parameters)
+    clipped = [code for code in codes if code.dtype == "int32" and _is_clipped(data, code)]
+    touched = {code.parameter for code in clipped} | {code.weight for code in clipped}
+    if touched:
+        values = {name: value for name, value in parameters.items() if name in touched}
+        write_atomic(path, recode(data, codes, values, path.name))
+    return tuple(code.parameter for code in clipped)
+
+
+def _is_clipped(data: bytes, code: Code) -> bool:
+    levels = np.frombuffer(data, "<i4", code.shape[0], code.offset).astype(np.int64)
+    return bool(np.abs(levels).max() >= _INT32)
+
+
 def float16_codes(
     path: Path, marked: Path, markers: Mapping[str, Float32], true: Mapping[str, Float32]
 ) -> tuple[Code, ...]:
@@ -95,6 +118,11 @@ def _only(wanted: Collection[str], codes: Sequence[Code]) -> tuple[Code, ...]:
 
 
 def _codes(data: bytes, layers: Sequence[Layer], parameters: Mapping[str, Float32], source: str) -> tuple[Code, ...]:
+    return _proved(data, _found(layers, parameters), parameters, source)
+
+
+def _found(layers: Sequence[Layer], parameters: Mapping[str, Float32]) -> list[Code]:
+    """The weights and biases that can be told by their values and the graph."""
     codes: list[Code] = []
     for layer in layers:
         weight = _weight_code(layer.weight, parameters)
@@ -104,7 +132,7 @@ def _codes(data: bytes, layers: Sequence[Layer], parameters: Mapping[str, Float3
         if layer.bias is not None:
             bias = _bias_code(layer.bias, weight, parameters, {code.parameter for code in codes})
             codes += [] if bias is None else [bias]
-    return _proved(data, codes, parameters, source)
+    return codes
 
 
 def _weight_code(stored: Stored, parameters: Mapping[str, Float32]) -> Code | None:
@@ -137,11 +165,18 @@ def _weight_code(stored: Stored, parameters: Mapping[str, Float32]) -> Code | No
 
 def _bias_code(stored: Stored, weight: Code, parameters: Mapping[str, Float32], taken: set[str]) -> Code | None:
     """The bias of a layer; of several with the same values (zeros, say) the one that is called like the weight."""
-    floats, step = stored.floats.reshape(-1), stored.scales.max() * _HALF_STEP
+    floats, steps, most = stored.floats.reshape(-1), stored.scales * _HALF_STEP, _INT32 * stored.scales
+    clipped = np.abs(stored.values.reshape(-1).astype(np.int64)) >= _INT32  # with either sign: some overflow
     found = [
         name
         for name, values in parameters.items()
-        if name not in taken and values.shape == floats.shape and np.abs(values - floats).max() <= step
+        if name not in taken
+        and values.shape == floats.shape
+        and np.where(
+            clipped,
+            np.abs(values) >= 0.999 * most,
+            np.abs(values - floats) <= steps + 1e-6 * np.abs(floats),
+        ).all()
     ]
     prefix = weight.parameter.rpartition(".")[0]
     alike = [name for name in found if name.rpartition(".")[0] == prefix]
@@ -238,17 +273,22 @@ def _tflite_layers(data: bytes) -> Iterator[Layer]:
     kinds = {schema.TensorType.INT8: "i1", schema.TensorType.INT32: "<i4"}
     layers = {getattr(schema.BuiltinOperator, name) for name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")}
 
+    def place_of(view: NDArray[Any]) -> int:
+        return int(view.__array_interface__["data"][0] - start)
+
     def stored(index: int, kind: int) -> Stored | None:
         tensor = graph.Tensors(index) if index >= 0 else None
         if tensor is None or tensor.Type() != kind:
             return None
         buffer, quantised = model.Buffers(tensor.Buffer()), tensor.Quantization()
-        if buffer.DataLength() == 0 or quantised is None or quantised.ScaleLength() == 0:
+        if quantised is None or quantised.ScaleLength() == 0 or not (buffer.DataLength() or buffer.Size()):
             return None
-        raw, scales = buffer.DataAsNumpy(), quantised.ScaleAsNumpy()
-        places = (raw.__array_interface__["data"][0] - start, scales.__array_interface__["data"][0] - start)
-        values = np.frombuffer(raw.tobytes(), kinds[kind]).reshape(tensor.ShapeAsNumpy())
-        return Stored(values, places[0], np.asarray(scales, np.float32), places[1], quantised.QuantizedDimension())
+        # Larger constants lie behind the model, at an offset in the file.
+        offset = place_of(buffer.DataAsNumpy()) if buffer.DataLength() else buffer.Offset()
+        shape, scales = tensor.ShapeAsNumpy(), quantised.ScaleAsNumpy()
+        values = np.frombuffer(data, kinds[kind], int(np.prod(shape)), offset).reshape(shape)
+        axis = quantised.QuantizedDimension()
+        return Stored(values, offset, np.asarray(scales, np.float32), place_of(scales), axis)
 
     for number in range(graph.OperatorsLength()):
         operator = graph.Operators(number)

@@ -142,6 +142,30 @@ def test_the_file_computes_with_the_tuned_values(
     assert off.mean() < 0.2 * shipped.mean()
 
 
+def test_a_bias_that_the_quantiser_clipped_is_mended(
+    whole: ExportResult,
+    classifier: Classifier,
+    images: NDArray[np.uint8],
+    preprocessing: Preprocessing,
+    tmp_path: Path,
+) -> None:
+    values = parameters_of(classifier)
+    values["features.depthwise.weight"][3] *= 1e-9  # nearly dead: its scale is tiny, and its bias does not fit int32
+    values["features.depthwise.bias"][3] = 4.0
+    floats, path = artifact(whole, "tflite-fp32"), tmp_path / "int8.tflite"
+    write_parameters(whole.folder / floats.name, tmp_path / "fp32.tflite", floats.patches, values)
+    calibration = calibrate(with_parameters(classifier, values), images, preprocessing)
+    quantise_tflite(tmp_path / "fp32.tflite", path, calibration)
+    before = np.abs(run_artifact(path, calibration.inputs) - calibration.logits).mean()
+    assert codes_module.mend_tflite(path, values) == ("features.depthwise.bias",)
+    codes = codes_module.tflite_codes(path, values, values)
+    assert {code.parameter for code in codes} == set(values)
+    bias = next(code for code in codes if code.parameter == "features.depthwise.bias")
+    np.testing.assert_allclose(decode(path.read_bytes(), bias, path.name), values[bias.parameter], atol=1e-3)
+    assert np.abs(run_artifact(path, calibration.inputs) - calibration.logits).mean() < 0.5 * before
+    assert codes_module.mend_tflite(path, values) == ()
+
+
 def test_a_quantiser_that_works_in_another_way_costs_the_parameter_its_place(
     classifier: Classifier,
     example: Tensor,
