@@ -8,12 +8,12 @@ import sys
 import pytest
 from kiridashi.config import BrokerSection, Config, DeviceSection, LineSection, render_config
 from kiridashi.drift.report import Finding, LineDrift
-from kiridashi.messages import MAX_CONTROL_BYTES, ArtifactTrial, LineState, encode
+from kiridashi.messages import MAX_CONTROL_BYTES, ArtifactTrial, ErrorReport, LineState, encode
 from kiridashi_agent import logs
 from kiridashi_agent.cli import main
 from kiridashi_agent.journal import Journal, LineRecord
 from kiridashi_agent.machine import resident_bytes
-from kiridashi_agent.reporting import HEAVY_MODULES, build_report
+from kiridashi_agent.reporting import HEAVY_MODULES, build_report, waits_for
 
 
 def test_the_resident_size_is_read_from_the_kernel(tmp_path) -> None:
@@ -99,6 +99,30 @@ def test_status_says_of_every_file_why_it_was_chosen_or_not(tmp_path, capsys) ->
     assert "  model.tflite: to be measured" in shown
 
 
+@pytest.mark.parametrize(
+    ("kind", "phase", "damaged", "shown"),
+    [
+        ("NetworkError", "fetching", False, "press-3: fetching (waits for the network), target"),
+        ("ClockError", "downloading", False, "press-3: downloading (waits for the clock), target"),
+        ("NetworkError", "fetching", True, "lines that run go on, a new one cannot load it"),
+    ],
+)
+def test_status_says_what_a_line_waits_for(tmp_path, capsys, kind, phase, damaged, shown) -> None:
+    config = Config(DeviceSection("cam-1", tmp_path), BrokerSection("localhost"), {"press-3": LineSection()})
+    (tmp_path / "config.toml").write_text(render_config(config))
+    state = LineState(phase, error=ErrorReport(kind, 40, "it is not there", phase))
+    Journal(tmp_path / "journal").write_line("press-3", LineRecord(state, damaged=damaged))
+    assert main(["status", "--state", str(tmp_path)]) == 0
+    assert shown in capsys.readouterr().out
+
+
+def test_a_line_that_works_or_rests_waits_for_nothing() -> None:
+    gone_over = ErrorReport("NetworkError", 40, "it was not there", "fetching")
+    assert waits_for(LineRecord(LineState("probing", error=gone_over))) == ""
+    assert waits_for(LineRecord(LineState("fetching"))) == ""
+    assert waits_for(LineRecord(LineState("rejected", error=gone_over))) == ""
+
+
 @pytest.mark.parametrize(("lines", "examples", "findings"), [(2, 8, 6), (24, 0, 6), (100, None, None)])
 def test_a_report_is_never_larger_than_the_server_takes(tmp_path, lines, examples, findings) -> None:
     journal = Journal(tmp_path)
@@ -117,7 +141,15 @@ def test_a_report_is_never_larger_than_the_server_takes(tmp_path, lines, example
 
 
 @pytest.mark.parametrize(
-    "command", [["tune", "--line", "press-3"], ["undo", "--line", "press-3"], ["drift", "--now"], ["import", "stick"]]
+    "command",
+    [
+        ["tune", "--line", "press-3"],
+        ["undo", "--line", "press-3"],
+        ["drift", "--now"],
+        ["import", "stick"],
+        ["run", "--once"],
+        ["enroll", "request", "--device", "cam-1", "-o", "/nowhere/request.json"],
+    ],
 )
 def test_nothing_is_written_into_another_account_s_state(tmp_path, monkeypatch, capsys, command) -> None:
     config = Config(DeviceSection("cam-1", tmp_path), BrokerSection("localhost"), {"press-3": LineSection()})
