@@ -1,62 +1,71 @@
 """When iterations end before their number is up, and whose weights are kept. Pure.
 
-A part of the samples to learn from is set aside for it, so the hold-out still judges one model, once. What looking
-costs is bounded: an iteration's time for every :data:`EVERY` iterations, however many samples there are.
+The weights of the last iteration count, unless the hold-out says that earlier ones were better by more than chance
+explains (McNemar's test, :mod:`kiridashi_agent.gate`). So a look at the hold-out chooses nothing as long as training
+does no clear harm, and the verdict on what is kept stays honest. To keep simply the best of several looks would choose
+luck; to set samples aside for it costs more than it wins where there are few, and the loss misleads: it grows with the
+model's confidence while more and more answers become right.
+
+The learning rate falls along half a cosine, so the gain comes late: the first look is after half of the iterations.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-SHARE = 0.2
-"""Of the samples of every class, how many are set aside."""
-LEAST = 10
-"""Samples that every class needs to learn from: with fewer, all of them are learnt from and nothing is set aside."""
+from kiridashi_agent.gate import SIGNIFICANCE, chance_of_loss
+
 EVERY = 5
-"""Iterations between two looks, for each batch that is looked at."""
-PATIENCE = 3
-"""Looks in a row without a smaller loss after which the iterations end."""
+"""Iterations between two looks, at least."""
+LOOK_SHARE = 0.2
+"""What looking may take of the iterations' time, the looks at the start and at the end left out."""
+BEGIN, PATIENCE = 1 / 2, 1 / 4
+"""Of all iterations: before the first look, and after the last good one until they end."""
+MOST = 128
+"""Hold-out samples that are looked at; the verdict uses all."""
 
 
-def set_aside(labels: NDArray[np.int64], batch: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Which samples [n] are set aside: as many of each class as fit a batch, at least one; none if a class is small.
-
-    Args:
-        labels: classes of the samples to learn from, n >= 1.
-        batch: samples of an iteration.
-        rng: draws them.
-    """
-    aside = np.zeros(len(labels), np.bool_)
-    classes, counts = np.unique(labels, return_counts=True)
-    if counts.min() < LEAST:
-        return aside
-    for label, count in zip(classes, counts, strict=True):
-        size = max(1, min(round(SHARE * int(count)), batch // len(classes)))
-        aside[rng.permutation(np.flatnonzero(labels == label))[:size]] = True
-    return aside
+def looked_at(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of the hold-out's samples [n] are looked at: of every class alike."""
+    classes = np.unique(labels)
+    chosen = np.zeros(len(labels), np.bool_)
+    for label in classes:
+        chosen[np.flatnonzero(labels == label)[: max(1, MOST // len(classes))]] = True
+    return chosen
 
 
 @dataclass
 class Looks:
-    """The looks so far: the smallest loss, the iterations before it, and how many looks ago that was."""
+    """The looks so far, at iterations of which so many are ``planned``.
 
-    best_loss: float = math.inf
-    best_iteration: int = 0
-    waited: int = 0
+    ``kept`` is the last one that was not clearly worse than the best, ``last`` the last one.
+    """
 
-    def take(self, iteration: int, loss: float) -> bool:
-        """Note a look after so many iterations; whether its loss is the smallest so far."""
-        if loss < self.best_loss:
-            self.best_loss, self.best_iteration, self.waited = loss, iteration, 0
-            return True
-        self.waited += 1
-        return False
+    planned: int
+    kept: int = 0
+    last: int = 0
+    _best: NDArray[np.bool_] | None = None
+
+    def take(self, iteration: int, right: NDArray[np.bool_]) -> bool:
+        """Note which samples were right after so many iterations; whether these weights are to be kept."""
+        self.last = iteration
+        best = right if self._best is None else self._best
+        wrong, mended = int((best & ~right).sum()), int((~best & right).sum())
+        if wrong <= mended:
+            self._best = right
+        elif chance_of_loss(wrong, mended) < SIGNIFICANCE:
+            return False
+        self.kept = iteration
+        return True
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether it is time for another one."""
+        return iteration >= BEGIN * self.planned and iteration - self.last >= EVERY
 
     @property
     def is_over(self) -> bool:
         """Whether the iterations should end."""
-        return self.waited >= PATIENCE
+        return self.last - max(self.kept, BEGIN * self.planned) >= PATIENCE * self.planned

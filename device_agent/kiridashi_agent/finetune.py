@@ -2,9 +2,9 @@
 
 The order is fixed: the hold-out is predicted with the shipped file, then the head is fitted and the train step runs on
 the training samples alone, then a copy of the file that will be deployed is patched, and *that file on that runtime*
-predicts the hold-out again. Only then are the two compared, once; nothing is chosen by the hold-out. When to stop is
-said by training samples that are set aside for it, where there are enough. The bundle's other files get the same
-values, and smaller ones are judged against that file.
+predicts the hold-out again. Only then are the two compared, once. Before that the hold-out chooses nothing, unless the
+iterations do clear harm (:mod:`kiridashi_agent.early_stop`). The bundle's other files get the same values, and smaller
+ones are judged against that file.
 
 Everything is written to ``tuned.part`` beside the shipped files and renamed to ``tuned`` at the very end, so a kill at
 any moment leaves the slot without tuned files, never with half of them.
@@ -35,12 +35,12 @@ from kiridashi.trust import SEAL_NAME, VALUES_NAME, Seal, load_or_create_key, si
 from numpy.typing import NDArray
 
 from kiridashi_agent.closed_form import Head, fit_head
-from kiridashi_agent.early_stop import set_aside
+from kiridashi_agent.early_stop import looked_at
 from kiridashi_agent.gate import Judgement, judge_tuning
 from kiridashi_agent.jobs import TRYING_NAME, TuneOutcome, TuneRequest
 from kiridashi_agent.machine import available_bytes, peak_rss_bytes, rss_bytes
-from kiridashi_agent.patching import patch_artifact
-from kiridashi_agent.steps import StepsPlan, StepsResult, run_steps
+from kiridashi_agent.patching import patch_artifact, patched
+from kiridashi_agent.steps import Look, StepsPlan, StepsResult, run_steps
 from kiridashi_agent.survey import gathered
 from kiridashi_agent.thermostat import Thermostat
 from kiridashi_agent.tunable_bundle import TunableBundle, clear, open_bundle
@@ -55,15 +55,13 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class _Tuned:
-    """Parameters after tuning, which sizes of the train step were there, what the head alone reached, and how many
-    samples were set aside."""
+    """Parameters after tuning, which sizes of the train step were there, and what the head alone reached."""
 
     values: dict[str, FloatArray]
     steps: StepsResult
     variant: str
     choice: Choice
     accuracy_head: float
-    aside: int
 
 
 def run(request: TuneRequest) -> TuneOutcome:
@@ -146,13 +144,11 @@ def _judged(
 
 def _tune(bundle: TunableBundle, train: Samples, held: Samples, request: TuneRequest, thermostat: Thermostat) -> _Tuned:
     spec = bundle.spec
-    aside = set_aside(train.labels, spec.batch, np.random.default_rng([request.seed, 1]))
-    learnt, watched = train.where(~aside), train.where(aside)
     features_model = load(bundle.folder / bundle.features.name, request.threads)
     shape = bundle.start[spec.head_weight].shape
     classes = len(bundle.manifest.labels)
     shipped = Head(bundle.start[spec.head_weight].reshape(classes, -1), bundle.start[spec.head_bias].reshape(classes))
-    fit = fit_head(_features(features_model, bundle, learnt), learnt.labels, shipped, spec.head_ridge)
+    fit = fit_head(_features(features_model, bundle, train), train.labels, shipped, spec.head_ridge)
     predicted = fit.head.logits(_features(features_model, bundle, held)).argmax(axis=1)
     start = bundle.start | {
         spec.head_weight: fit.head.weight.reshape(shape),
@@ -160,10 +156,10 @@ def _tune(bundle: TunableBundle, train: Samples, held: Samples, request: TuneReq
     }
     del features_model  # its memory is needed for the train step
     accuracy_head = float((predicted == held.labels).mean())
-    variant, steps, choice = _iterate(bundle, (learnt, watched), start, request, thermostat)
+    variant, steps, choice = _iterate(bundle, (train, held.where(looked_at(held.labels))), start, request, thermostat)
     changed = {} if variant == HEAD or steps.diverged or steps.harmful else steps.values
     head = {name: start[name] for name in (spec.head_weight, spec.head_bias)}
-    return _Tuned(head | changed, steps, variant, choice, accuracy_head, len(watched))
+    return _Tuned(head | changed, steps, variant, choice, accuracy_head)
 
 
 def _iterate(
@@ -175,8 +171,8 @@ def _iterate(
 ) -> tuple[str, StepsResult, Choice]:
     """Run the largest size of the train step that fits memory and time; its name, its result, and all sizes.
 
-    ``samples`` are those to learn from and those set aside. The smallest that fits the memory is never given up for
-    time: it runs as many iterations as there is time for.
+    ``samples`` are those to learn from and those of the hold-out that are looked at. The smallest that fits the memory
+    is never given up for time: it runs as many iterations as there is time for.
     """
     iterations = bundle.spec.iterations if request.iterations is None else request.iterations
     resident = rss_bytes()
@@ -193,7 +189,8 @@ def _iterate(
             choice.notes[variant.name] = f"would take longer than the {left:.0f} s that are left"
             continue
         write_atomic(bundle.folder / TRYING_NAME, variant.name.encode())
-        plan = replace(_plan(bundle, variant, request, not is_last, left), thermostat=thermostat, aside=samples[1])
+        look = _look(bundle, start, samples[1], request.threads)
+        plan = replace(_plan(bundle, variant, request, not is_last, left), thermostat=thermostat, look=look)
         steps = run_steps(plan, start, samples[0], np.random.default_rng(request.seed))
         choice.paces_s[variant.name] = steps.pace_s
         if not steps.too_slow:
@@ -202,6 +199,21 @@ def _iterate(
             return variant.name, steps, choice
         choice.notes[variant.name] = f"too slow for the {left:.0f} s that were left"
     return nothing
+
+
+def _look(bundle: TunableBundle, start: Mapping[str, FloatArray], held: Samples, threads: int) -> Look:
+    """Which samples of the hold-out the float32 ONNX file gets right with other parameters, which no file has yet."""
+    path = bundle.folder / bundle.features.name
+    places = [patch for patch in bundle.features.patches if patch.parameter in start]
+
+    def right(values: Mapping[str, FloatArray]) -> NDArray[np.bool_]:
+        model = load(path, threads, ("cpu",), patched(path, places, {**start, **values}))
+        batches = [held.images[n : n + _BATCH] for n in range(0, len(held), _BATCH)]
+        inputs = (to_input(batch, bundle.manifest.preprocessing, model.layout) for batch in batches)
+        found = np.concatenate([model.run(batch).argmax(axis=1) for batch in inputs])
+        return np.asarray(found == held.labels)
+
+    return right
 
 
 def _plan(
@@ -274,7 +286,7 @@ def _report(tuned: _Tuned, judgement: Judgement, counts: tuple[int, int], second
     return TuneReport(
         iterations=tuned.steps.iterations,
         seconds=seconds,
-        samples=counts[0] - tuned.aside,
+        samples=counts[0],
         holdout=counts[1],
         accuracy_before=judgement.accuracy_before,
         accuracy_head=tuned.accuracy_head,
@@ -286,7 +298,6 @@ def _report(tuned: _Tuned, judgement: Judgement, counts: tuple[int, int], second
         reason=reason,
         worst_recall_drop=judgement.worst_recall_drop,
         bound=tuned.steps.bound,
-        aside=tuned.aside,
         best_iteration=tuned.steps.best,
         variant=tuned.variant,
         variants=tuned.choice.costs(),

@@ -22,16 +22,12 @@ ASK_EVERY_S = 0.25
 _POLL_S = 0.05
 
 
-class BusyLockError(StateError):
-    """Another process has the lock."""
-
-
 @contextmanager
 def locked(folder: Path, name: str, *, wait: bool) -> Iterator[None]:
     """Hold the lock ``name`` (a line's, or another word).
 
     Raises:
-        BusyLockError: it is taken, and ``wait`` is false.
+        StateError: it is taken, and ``wait`` is false.
     """
     with _opened(folder, f"{check_name(name, 'lock')}.lock") as file:
         try:
@@ -46,7 +42,7 @@ def locked_first(folder: Path, line: str) -> Iterator[None]:
     """Hold a line's lock for what a person wants now: a tuning of the line makes way (:class:`MakesWay`).
 
     Raises:
-        BusyLockError: it did not come free within :data:`FIRST_S`.
+        StateError: it did not come free within :data:`FIRST_S`.
     """
     deadline = time.monotonic() + FIRST_S
     with _opened(folder, _first(line)) as first, _opened(folder, f"{line}.lock") as file:
@@ -113,8 +109,8 @@ def _taken(file: IO[str]) -> bool:
     return True
 
 
-def _busy(folder: Path, name: str, more: str = "") -> BusyLockError:
-    return BusyLockError(
+def _busy(folder: Path, name: str, more: str = "") -> StateError:
+    return StateError(
         f"'{name}' in {folder.parent} is in use by another process",
         why=f"an agent runs there, or works on that line{more}",
         next_step="wait for it, or stop it (systemctl stop kiridashi-agent), then try again",

@@ -35,6 +35,11 @@ def patch_artifact(source: Path, patches: Sequence[Patch], values: Mapping[str, 
     Raises:
         BundleError: a place lies outside the file, a parameter is missing, has another size, or is not finite.
     """
+    write_atomic(destination, patched(source, patches, values))
+
+
+def patched(source: Path, patches: Sequence[Patch], values: Mapping[str, FloatArray]) -> bytes:
+    """The bytes of a model file with other parameters; arguments and errors as :func:`patch_artifact`."""
     data = bytearray(source.read_bytes())
     for patch in patches:
         old = _read(data, patch, source)
@@ -43,7 +48,7 @@ def patch_artifact(source: Path, patches: Sequence[Patch], values: Mapping[str, 
             raise BundleError(f"no usable values for '{patch.parameter}' of {source.name}")
         piece = np.ascontiguousarray(new.reshape(patch.shape).transpose(patch.order), dtype="<f4").tobytes()
         data[patch.offset : patch.offset + len(piece)] = piece
-    write_atomic(destination, bytes(data))
+    return bytes(data)
 
 
 def _read(data: bytes | bytearray, patch: Patch, path: Path) -> FloatArray:

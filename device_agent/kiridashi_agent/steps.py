@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from kiridashi.runtime.protocol import FloatArray
 from kiridashi.samples import Samples
 from numpy.typing import NDArray
 
-from kiridashi_agent.early_stop import EVERY, Looks
+from kiridashi_agent.early_stop import LOOK_SHARE, Looks
 from kiridashi_agent.thermostat import Thermostat
 
 GAIN = 0.1
@@ -34,13 +34,15 @@ TRIAL = 3
 """Iterations after which it is decided whether a size of the train step is quick enough."""
 
 
+Look = Callable[[Mapping[str, FloatArray]], NDArray[np.bool_]]
+
+
 @dataclass(frozen=True)
 class StepsResult:
     """``values`` that were kept (with ``diverged`` unusable); the first and the last finite batch loss.
 
-    Kept are those after iteration ``best``: of those looked at the one with the smallest loss on the samples set aside,
-    or the last one if none are.
-    ``bound`` is what ended it early: "time", "temperature", "no improvement", "divergence", or nothing.
+    Kept are those after iteration ``best``: the last one, unless it was clearly worse than an earlier one.
+    ``bound`` is what ended it early: "time", "temperature", "overfitting", "divergence", or nothing.
     ``harmful``: the start was better. ``pace_s`` is the time of an iteration, the first one left out. ``too_slow``:
     given up after a few of them.
     """
@@ -63,8 +65,8 @@ class StepsPlan:
 
     A parameter outside ``trained`` is put back to its start in every iteration, because the deployed file has no
     place to write it to. With ``may_give_up`` the first iterations decide whether all of them would end within
-    ``max_seconds``; otherwise as many as do are run. ``thermostat`` holds them back while the board is hot. ``aside``
-    are samples that are not learnt from and say when to stop (:mod:`kiridashi_agent.early_stop`).
+    ``max_seconds``; otherwise as many as do are run. ``thermostat`` holds them back while the board is hot. ``look``
+    says of parameters which samples of the hold-out they get right (:mod:`kiridashi_agent.early_stop`).
     """
 
     graph: Path
@@ -78,12 +80,7 @@ class StepsPlan:
     threads: int
     trained: Collection[str]
     thermostat: Thermostat | None = None
-    aside: Samples | None = None
-
-    @property
-    def overhead(self) -> float:
-        """What looking at the samples set aside adds to the time of the iterations, as a share of it."""
-        return 1 / EVERY if self.aside is not None and len(self.aside) else 0.0
+    look: Look | None = None
 
 
 def run_steps(
@@ -102,7 +99,7 @@ def run_steps(
     """
     deadline = time.monotonic() + plan.max_seconds
     graph = _Graph(plan, start)
-    watch = _Watch(graph, plan)
+    watch = _Watch(graph, plan.look, plan.iterations)
     losses: list[float] = []
     times: list[float] = []
     bound = ""
@@ -114,11 +111,12 @@ def run_steps(
         ended = time.monotonic()
         times.append(ended - began)
         left = plan.iterations - len(losses)
-        needed_s = left * pace_of(times) * (1 + plan.overhead)
+        needed_s = left * pace_of(times) * (1 if plan.look is None else 1 + LOOK_SHARE)
         too_slow = plan.may_give_up and len(times) == TRIAL and ended + needed_s > deadline
         if too_slow:
             break
-        bound = _bound(plan, watch, losses, deadline) if left or not math.isfinite(losses[-1]) else ""
+        if left or not math.isfinite(losses[-1]):
+            bound = _bound(plan, watch.is_over(len(losses), sum(times)), losses, deadline)
         if bound:
             break
     best = len(losses) if too_slow else watch.end(len(losses))
@@ -134,7 +132,7 @@ def run_steps(
         bound=bound,
         pace_s=pace_of(times),
         too_slow=too_slow,
-        harmful=best == 0 or (watch.looks is None and is_harmful(losses)),
+        harmful=best == 0 or is_harmful(losses[:best]),
         best=best,
     )
 
@@ -162,10 +160,6 @@ class _Graph:
         self.state = dict(zip(self._names, new, strict=True)) | self._frozen
         return float(loss.numpy())
 
-    def loss(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
-        """The loss of a batch; nothing is changed."""
-        return float(self._run(images, labels, 0.0)[0].numpy())
-
     def values(self, state: Mapping[str, Any]) -> dict[str, FloatArray]:
         """The parameters of a state."""
         return {name: np.array(state[name].numpy(), np.float32) for name in self._plan.variant.parameters}
@@ -182,52 +176,58 @@ class _Graph:
 
 
 class _Watch:
-    """Looks at the samples set aside, if there are any, and holds on to the best state seen."""
+    """Looks at what the parameters are worth, if that can be told, and holds on to the best state seen."""
 
-    def __init__(self, graph: _Graph, plan: StepsPlan) -> None:
-        self._graph = graph
-        self._batches: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []
+    def __init__(self, graph: _Graph, look: Look | None, planned: int) -> None:
+        self._graph, self._look = graph, look
         self._best = graph.state
-        self._seen = 0
-        self.looks: Looks | None = None
-        if plan.aside is not None and len(plan.aside):
-            count = -(-len(plan.aside) // plan.spec.batch)
-            places = np.resize(np.arange(len(plan.aside)), count * plan.spec.batch)  # repeated up to whole batches
-            self._batches = [(plan.aside.images[part], plan.aside.labels[part]) for part in np.split(places, count)]
-            self.looks = Looks()
-            self._look(self.looks, 0)
+        self._look_s = 0.0
+        self._spent_s = 0.0
+        self.looks: Looks | None = None if look is None else Looks(planned)
+        self._take(0)
+        self._spent_s = 0.0  # the look at the start has to be
 
     @property
     def best(self) -> Mapping[str, Any]:
         """The state to keep."""
         return self._graph.state if self.looks is None else self._best
 
-    def is_over(self, iteration: int) -> bool:
-        """Look if it is time to; whether the iterations should end."""
-        if self.looks is not None and iteration - self._seen >= EVERY * len(self._batches):
-            self._look(self.looks, iteration)
-        return self.looks is not None and self.looks.is_over
+    def is_over(self, iteration: int, iterations_s: float) -> bool:
+        """Look if it is time to, and looking has not taken its share yet; whether the iterations should end."""
+        if self.looks is None:
+            return False
+        affordable = self._spent_s + self._look_s <= LOOK_SHARE * iterations_s
+        if self.looks.is_due(iteration) and affordable:
+            self._take(iteration)
+        return self.looks.is_over
 
     def end(self, iteration: int) -> int:
         """Look at the last state too; the iteration after which the best was seen, without any looks the last."""
         if self.looks is None:
             return iteration
-        if iteration > self._seen:
-            self._look(self.looks, iteration)
-        return self.looks.best_iteration
+        if iteration > self.looks.last:
+            self._take(iteration)
+        return self.looks.kept
 
-    def _look(self, looks: Looks, iteration: int) -> None:
-        self._seen = iteration
-        if looks.take(iteration, float(np.mean([self._graph.loss(*batch) for batch in self._batches]))):
+    def _take(self, iteration: int) -> None:
+        if self._look is None or self.looks is None:
+            return
+        began = time.monotonic()
+        values = self._graph.values(self._graph.state)
+        sound = all(np.isfinite(array).all() for array in values.values())
+        if sound and self.looks.take(iteration, self._look(values)):
             self._best = self._graph.state
+        self.looks.last = iteration
+        self._look_s = time.monotonic() - began
+        self._spent_s += self._look_s
 
 
-def _bound(plan: StepsPlan, watch: _Watch, losses: Sequence[float], deadline: float) -> str:
+def _bound(plan: StepsPlan, over: bool, losses: Sequence[float], deadline: float) -> str:
     """What forbids another iteration, if anything does; waits while the board is hot."""
     if not math.isfinite(losses[-1]):
         return "divergence"
-    if watch.is_over(len(losses)):
-        return "no improvement"
+    if over:
+        return "overfitting"
     if plan.thermostat is not None and not plan.thermostat.may_go_on(deadline):
         return "temperature"
     return "time" if time.monotonic() > deadline else ""

@@ -77,12 +77,10 @@ def in_words(report: TuneReport) -> str:
     if not report.kept:
         return f"the model that served goes on: {report.reason}"
     sources = ", ".join(f"{source} {count}" for source, count in report.sources.items())
-    aside = f" ({report.aside} more said when to stop)" if report.aside else ""
     bound = f"; ended after {report.iterations} iterations: {report.bound}" if report.bound else ""
-    if report.aside and report.variant != "head":
+    if report.best_iteration < report.iterations:
         bound += f"; the weights are those after iteration {report.best_iteration}"
     stale = f"; without the tuned weights, and not used: {', '.join(report.stale)}" if report.stale else ""
     return (
-        f"tuned on {report.samples} samples{aside} and judged by {report.holdout} ({sources}): "
-        f"{report.reason}{bound}{stale}"
+        f"tuned on {report.samples} samples and judged by {report.holdout} ({sources}): {report.reason}{bound}{stale}"
     )

@@ -178,9 +178,8 @@ class TuneReport(msgspec.Struct, frozen=True):
     ``accuracy_before`` is that of the shipped file, or of the tuned one where that was serving.
 
     Attributes:
-        bound: what ended the iterations early: "time", "temperature", "no improvement", "divergence", or nothing.
-        aside: samples that were not learnt from because they said when to stop; 0 where there are too few for that.
-        best_iteration: the one after which the weights were taken.
+        bound: what ended the iterations early: "time", "temperature", "overfitting", "divergence", or nothing.
+        best_iteration: the one after which the weights were taken: the last, unless that was clearly worse.
         paused_s: seconds for which the board was too hot to go on.
         celsius: the highest temperature seen; ``None`` where the board has no sensor.
         sources: samples by where they came from: "files", "given", "named", "kept".
@@ -210,7 +209,6 @@ class TuneReport(msgspec.Struct, frozen=True):
     stale: tuple[str, ...] = ()
     variant: str = ""
     variants: tuple[VariantCost, ...] = ()
-    aside: int = 0
     best_iteration: int = 0
     stale_reasons: dict[str, str] = {}
 

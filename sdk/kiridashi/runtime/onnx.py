@@ -65,14 +65,16 @@ class OnnxModel:
         return [np.concatenate(column)[: len(batch)] for column in zip(*results, strict=True)]
 
 
-def load(path: Path, threads: int, providers: Sequence[Provider] = PREFERENCE) -> OnnxModel:
+def load(path: Path, threads: int, providers: Sequence[Provider] = PREFERENCE, data: bytes | None = None) -> OnnxModel:
     """Load an ONNX file whose first input is float32 [N, 3, H, W]; a fixed N is met by splitting and filling up.
+
+    ``data`` is its content, if that is to be another than the file's.
 
     Raises: as :class:`~kiridashi.runtime.protocol.Loader`.
     """
     import onnxruntime
 
-    session = make_session(path, threads, choose(providers, onnxruntime.get_available_providers()))
+    session = make_session(path, threads, choose(providers, onnxruntime.get_available_providers()), data=data)
     entry = session.get_inputs()[0]
     if entry.type != "tensor(float)" or len(entry.shape) != 4:
         raise BundleError(f"{path.name} takes {entry.type} {entry.shape}, not a batch of float32 images")
@@ -103,12 +105,18 @@ def provider_of(session: Any) -> Provider:
 
 
 def make_session(
-    path: Path, threads: int, providers: Sequence[Provider] = ("cpu",), *, memory_pattern: bool = True
+    path: Path,
+    threads: int,
+    providers: Sequence[Provider] = ("cpu",),
+    *,
+    memory_pattern: bool = True,
+    data: bytes | None = None,
 ) -> Any:
     """An ``InferenceSession`` with all graph optimisations, ``threads`` inside an operator and one between them.
 
     Without ``memory_pattern`` the runtime does not lay out all values of a run in one block, which it would hold beside
-    what the first run had taken: a quarter less memory for a train step, at the same speed.
+    what the first run had taken: a quarter less memory for a train step, at the same speed. ``data`` is the file's
+    content, if that is to be another.
 
     Raises:
         ImportError: onnxruntime is not here.
@@ -124,7 +132,7 @@ def make_session(
     options.enable_mem_pattern = memory_pattern
     listed = [(_NAMES[name], _OPTIONS.get(name, {})) for name in providers]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=listed)
+        session = onnxruntime.InferenceSession(str(path) if data is None else data, options, providers=listed)
     except refusals() as error:
         raise BundleError(f"onnxruntime cannot load {path.name}", why=first_line(error)) from error
     if provider_of(session) not in providers:

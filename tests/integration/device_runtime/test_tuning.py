@@ -20,7 +20,6 @@ from kiridashi.samples import write_samples
 from kiridashi.slots import Active
 from kiridashi.trust import load_public_key, read_seal, verify_seal
 from kiridashi_agent import finetune, jobs, tuned_files
-from kiridashi_agent.early_stop import EVERY
 from kiridashi_agent.jobs import TuneOutcome, TuneRequest, survey, tune
 from kiridashi_agent.patching import read_parameters
 from kiridashi_agent.process import JobCancelledError, JobTimeoutError, Limits, MemoryLimitError
@@ -170,14 +169,15 @@ def test_iterations_are_bounded_in_time(ready: Device) -> None:
     assert (report.kept, report.bound) == (True, "time")
 
 
-def test_iterations_that_win_nothing_end_early_and_the_report_says_so(ready: Device) -> None:
-    change_spec(ready, learning_rate=3.0)
-    write_device_samples(ready.samples, per_class=20)
-    report = tune(request(ready, iterations=200)).report
-    assert (report.bound, report.best_iteration + 3 * EVERY) == ("no improvement", report.iterations)
-    assert report.iterations < 200
-    assert (report.samples, report.aside, report.holdout) == (52, 8, 20)
+def test_iterations_that_do_harm_end_early_and_what_was_good_is_kept(ready: Device) -> None:
+    change_spec(ready, learning_rate=30.0)
+    write_device_samples(ready.samples, per_class=80)
+    report = tune(request(ready, iterations=400)).report
+    assert (report.bound, report.samples, report.holdout) == ("overfitting", 240, 80)
+    assert report.best_iteration == 0 < 300 <= report.iterations < 400
+    assert "only the head was changed" in report.reason
     assert report.kept, report.reason
+    assert report.accuracy_after > 0.9
 
 
 def test_a_hot_board_ends_the_iterations_and_the_report_says_so(ready: Device, monkeypatch: pytest.MonkeyPatch) -> None:
